@@ -1,0 +1,201 @@
+"""What surrounds a stage: dead rows aside and back, columns and order checked, and the guilty row of a failing table found.
+
+No Ray here. The engine calls `apply`; so does anyone who uses a stage on a table of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import ContractError, ShardmillError
+from pipeline.stage import KEPT, Expanded, Stage, alive
+
+FRAME_COLUMNS = {"row": pa.int64(), "fate": pa.string(), "detail": pa.string()}
+MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+DETAIL_CHARS = 500
+
+
+def framed(table: pa.Table, first_row: int = 0) -> pa.Table:
+    """The table with `row`, `fate` and `detail` added where they are missing: what a bare table needs to enter a stage."""
+    n = len(table)
+    if "row" not in table.column_names:
+        table = table.append_column("row", pa.array(np.arange(first_row, first_row + n), pa.int64()))
+    if "fate" not in table.column_names:
+        table = table.append_column("fate", pa.repeat(pa.scalar(KEPT), n))
+    if "detail" not in table.column_names:
+        table = table.append_column("detail", pa.nulls(n, pa.string()))
+    return table
+
+
+def apply(stage: Stage, table: pa.Table) -> pa.Table:
+    """Runs a rows stage over the alive rows of `table`; dead rows keep their fate and get nulls in the new columns."""
+    mask = alive(table)
+    out = _work(stage, _view(stage, table, mask)) if pc.any(mask).as_py() else None
+    return _merge(stage, table, mask, out)
+
+
+async def apply_async(stage: Any, table: pa.Table) -> pa.Table:
+    """`apply` for a stage with `run`, an async twin of its `__call__`. Such a stage must not raise for a row."""
+    mask = alive(table)
+    run: Callable[[pa.Table], Awaitable[pa.Table]] = stage.run
+    out = None
+    if pc.any(mask).as_py():
+        view = _view(stage, table, mask)
+        out = _checked(stage, view, await run(view))
+    return _merge(stage, table, mask, out)
+
+
+def apply_all(stages: Iterable[Stage], table: pa.Table) -> pa.Table:
+    """Runs rows stages one after the other."""
+    for stage in stages:
+        table = apply(stage, table)
+    return table
+
+
+def expand(stage: Stage, table: pa.Table) -> Expanded:
+    """Runs an expand stage; a parent that stays `kept` has at least one child, and only such parents have children."""
+    mask = alive(table)
+    if not pc.any(mask).as_py():
+        return Expanded(table, _empty_children(stage))
+    parts = _expand_work(stage, _view(stage, table, mask))
+    rows = pa.concat_tables([part.rows for part in parts])
+    children = pa.concat_tables([part.children for part in parts])
+    merged = _merge(stage, table, mask, rows, adds=False)
+    kept = set(merged.filter(alive(merged))["row"].to_pylist())
+    parents = set(children["parent"].to_pylist())
+    if kept != parents:
+        raise ContractError(
+            f"{stage.name}: {len(kept - parents)} rows are kept without a child and {len(parents - kept)} children have no kept parent"
+        )
+    return Expanded(merged, children)
+
+
+def machine_fault(err: BaseException) -> bool:
+    """True for faults of the machine, for which no row is to blame. Never decided by OSError alone: Pillow's, SSL's and
+    time-out errors are OSErrors too."""
+    if isinstance(err, MemoryError | ShardmillError) or type(err).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(err, OSError) and err.errno in MACHINE_ERRNOS
+
+
+def error_text(err: BaseException) -> str:
+    """Class and message of an error on one line, cut to what a ledger should hold."""
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:DETAIL_CHARS]
+
+
+def _view(stage: Stage, table: pa.Table, mask: Any) -> pa.Table:
+    missing = [name for name in stage.reads if name not in table.column_names]
+    if missing:
+        raise ContractError(f"{stage.name} reads {', '.join(missing)}, which the table lacks; it has {', '.join(table.column_names)}")
+    names = list(dict.fromkeys(["row", *stage.reads, "fate", "detail"]))
+    return table.select(names).filter(mask)
+
+
+def _work(stage: Stage, rows: pa.Table) -> pa.Table:
+    """Runs `stage`; of a failing table only the rows that fail alone get a fate (by halving)."""
+    try:
+        out = stage(rows)
+    except Exception as err:
+        if machine_fault(err):
+            raise
+        if len(rows) == 1:
+            return _failed(stage, rows, error_text(err))
+        half = len(rows) // 2
+        return pa.concat_tables([_work(stage, rows[:half]), _work(stage, rows[half:])])
+    return _checked(stage, rows, out)
+
+
+def _expand_work(stage: Stage, rows: pa.Table) -> list[Expanded]:
+    try:
+        out: Expanded = stage(rows)
+    except Exception as err:
+        if machine_fault(err):
+            raise
+        if len(rows) == 1:
+            return [Expanded(_with_fate(rows, f"{stage.name}:error", error_text(err)), _empty_children(stage))]
+        half = len(rows) // 2
+        return _expand_work(stage, rows[:half]) + _expand_work(stage, rows[half:])
+    if not out.rows["row"].equals(rows["row"]):
+        raise ContractError(f"{stage.name} lost, added or moved rows")
+    _check_fates(stage, out.rows)
+    wanted = ["parent", *stage.adds]
+    types = [pa.int64(), *(column.type for column in stage.adds.values())]
+    return [Expanded(out.rows, _typed(stage, out.children, wanted, types))]
+
+
+def _checked(stage: Stage, rows: pa.Table, out: Any) -> pa.Table:
+    """The stage's columns in declared order and type; raises ContractError where the stage broke its word."""
+    if not isinstance(out, pa.Table):
+        raise ContractError(f"{stage.name} returned {type(out).__name__}, not a pyarrow Table")
+    if "row" not in out.column_names or not out["row"].equals(rows["row"]):
+        raise ContractError(f"{stage.name} lost, added or moved rows ({len(rows)} went in, {len(out)} came out)")
+    _check_fates(stage, out)
+    return _typed(
+        stage,
+        out,
+        [*FRAME_COLUMNS, *stage.adds],
+        [*FRAME_COLUMNS.values(), *(column.type for column in stage.adds.values())],
+    )
+
+
+def _typed(stage: Stage, table: pa.Table, names: list[str], types: list[pa.DataType]) -> pa.Table:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise ContractError(f"{stage.name} declares {', '.join(missing)} but did not add it")
+    table = table.select(names)
+    declared = pa.schema(list(zip(names, types, strict=True)))
+    both = zip(table.schema, declared, strict=True)
+    wrong = [f"{got.name} is {got.type}, declared {want.type}" for got, want in both if got.type != want.type]
+    if wrong:
+        raise ContractError(f"{stage.name}: {'; '.join(wrong)}")
+    return table.cast(declared)
+
+
+def _check_fates(stage: Stage, out: pa.Table) -> None:
+    given = set(pc.unique(out["fate"]).to_pylist()) - {KEPT}
+    allowed = {f"{stage.name}:{reason}" for reason in (*stage.reasons, "error")}
+    if unknown := given - allowed:
+        raise ContractError(f"{stage.name} gave fates that it does not declare: {', '.join(map(str, sorted(unknown, key=str)))}")
+
+
+def _merge(stage: Stage, table: pa.Table, mask: Any, out: pa.Table | None, adds: bool = True) -> pa.Table:
+    """Puts the stage's rows back among the dead ones, with the stage's columns added."""
+    n = len(table)
+    positions = np.flatnonzero(np.asarray(mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask))
+    source = np.zeros(n, dtype=np.int64)
+    source[positions] = np.arange(len(positions))
+    index = pa.array(source, mask=~np.isin(np.arange(n), positions))
+    if out is not None:
+        for name in ("fate", "detail"):
+            at = table.schema.get_field_index(name)
+            table = table.set_column(at, name, pc.if_else(mask, out[name].take(index), table[name]))
+    for name, column in (stage.adds if adds else {}).items():
+        values = pa.nulls(n, column.type) if out is None else out[name].take(index)
+        at = table.schema.get_field_index(name)
+        field = pa.field(name, column.type)
+        table = table.append_column(field, values) if at < 0 else table.set_column(at, field, values)
+    return table
+
+
+def _failed(stage: Stage, rows: pa.Table, text: str) -> pa.Table:
+    rows = _with_fate(rows, f"{stage.name}:error", text).select(list(FRAME_COLUMNS))
+    for name, column in stage.adds.items():
+        rows = rows.append_column(name, pa.nulls(len(rows), column.type))
+    return rows
+
+
+def _with_fate(rows: pa.Table, fate: str, text: str) -> pa.Table:
+    n = len(rows)
+    rows = rows.set_column(rows.schema.get_field_index("fate"), "fate", pa.repeat(pa.scalar(fate), n))
+    return rows.set_column(rows.schema.get_field_index("detail"), "detail", pa.repeat(pa.scalar(text), n))
+
+
+def _empty_children(stage: Stage) -> pa.Table:
+    fields = [("parent", pa.int64()), *((name, column.type) for name, column in stage.adds.items())]
+    return pa.schema(fields).empty_table()

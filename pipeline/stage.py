@@ -1,0 +1,137 @@
+"""The stage contract: what a stage declares, and from which plan, keys, docs and schemas follow.
+
+A stage works without Ray, on a pyarrow Table. The frame (pipeline/frame.py) surrounds it: a stage sees only rows that
+are alive, only the columns that it reads, and never counts, times or isolates failures itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+KEPT = "kept"
+
+Shape = Literal["rows", "expand", "shuffle", "sink"]
+
+# Reasons that every stage can give, because the frame or the engine gives them on its behalf.
+COMMON_REASONS = {
+    "error": "the stage raised an exception on this row alone; the ledger's detail holds its text",
+    "crashed": "the process died while this stage worked on this row alone",
+    "out_of_memory": "this row alone needs more memory than the stage may use",
+}
+
+
+class Strict(BaseModel):
+    """Base of every config: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def keyless(default: Any, **options: Any) -> Any:
+    """A config field that cannot change what the stage puts out (a rate, a time-out) and so is left out of the key."""
+    info: FieldInfo = Field(default, json_schema_extra={"keyless": True}, **options)
+    return info
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's Arrow type and, in one line, its meaning with unit and range.
+
+    `stored=False`: the column only travels between the stages of one phase (a downloaded body) and is never committed.
+    """
+
+    type: pa.DataType
+    meaning: str
+    stored: bool = True
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage needs. `memory` bytes bound what the stage may allocate; concurrency None = by CPUs."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 1 << 30
+    concurrency: int | None = None
+
+
+class Expanded(NamedTuple):
+    """What an expand stage returns: its rows (with fates for those without children) and the children.
+
+    `children` has `parent` (int64, the row number of its parent) as first column, then the stage's `adds`; the children
+    of one parent stand together, in the order of their parents.
+    """
+
+    rows: pa.Table
+    children: pa.Table
+
+
+class Stage:
+    """Base of all stages. Subclasses set the class attributes and define `__call__` (shapes rows and expand).
+
+    A rows stage gets a Table with `row` (int64), its `reads`, and `fate`/`detail`, and returns every row, in order,
+    with its `adds` appended and, for the rows that it drops, `fate` and `detail` set (use `drop`). It keeps nothing
+    between calls but what `open` loaded, and does not know what runs before or after it.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]  # raised when the same input and config give another output
+    shape: ClassVar[Shape] = "rows"
+    reads: ClassVar[Mapping[str, Column]] = {}
+    adds: ClassVar[Mapping[str, Column]] = {}
+    reasons: ClassVar[Mapping[str, str]] = {}
+    resources: ClassVar[Resources] = Resources()
+
+    class Config(Strict):
+        pass
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+
+    def open(self) -> None:
+        """Loads what the stage needs, once a worker. Heavy imports belong here or into functions."""
+
+    def close(self) -> None:
+        """Gives back what `open` took."""
+
+    def __call__(self, table: pa.Table) -> Any:
+        raise TypeError(f"stage {self.name} of shape {self.shape} is not called with a table (got {len(table)} rows)")
+
+
+def drop(table: pa.Table, mask: pa.Array | pa.ChunkedArray, fate: str, detail: Any = None) -> pa.Table:
+    """Sets `fate` (and `detail`: None, a text, or an array of texts) where `mask` is true and the row is still alive.
+
+    A null in `mask` counts as false. Returns the table with its other columns untouched.
+    """
+    mask = pc.and_(pc.fill_null(mask, False), pc.equal(table["fate"], KEPT))
+    fates = pc.if_else(mask, pa.scalar(fate), table["fate"])
+    details = pc.if_else(mask, pa.scalar(detail, pa.string()) if _single(detail) else detail, table["detail"])
+    table = table.set_column(table.schema.get_field_index("fate"), "fate", fates)
+    return table.set_column(table.schema.get_field_index("detail"), "detail", details)
+
+
+def _single(detail: Any) -> bool:
+    return detail is None or isinstance(detail, str)
+
+
+def alive(table: pa.Table) -> pa.ChunkedArray:
+    """Boolean mask of the rows that no stage has dropped yet."""
+    return pc.equal(table["fate"], KEPT)
+
+
+def keyed_config(config: BaseModel) -> dict[str, Any]:
+    """The part of a config that decides about the output: everything but `keyless` fields, ready for JSON."""
+    out: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("keyless"):
+            continue
+        value = getattr(config, name)
+        out[name] = keyed_config(value) if isinstance(value, BaseModel) else config.model_dump(mode="json", include={name})[name]
+    return out
