@@ -1,0 +1,177 @@
+"""A run's files on any fsspec file system: whole-file reads, atomic writes, tables as Parquet.
+
+A file under its final name is always whole: local files are written beside it under a hidden temporary name, flushed and
+renamed; on object stores a whole-object PUT does the same. Readers ignore hidden names.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import TransientError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder (path or fsspec URL); paths given to its methods are relative to it."""
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        fs, root = fsspec.core.url_to_fs(self.url, **self.options)
+        return fs, root.rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def sub(self, name: str) -> Store:
+        """The store of a folder below this one."""
+        return Store(f"{self.url.rstrip('/')}/{name}", self.options)
+
+    def full(self, path: str) -> str:
+        """The path as the file system knows it."""
+        return f"{self._opened[1]}/{path}" if path else self._opened[1]
+
+    def address(self, path: str) -> str:
+        """The path with its protocol, as DuckDB and people want it."""
+        return self.full(path) if self.local else str(self.fs.unstrip_protocol(self.full(path)))
+
+    def exists(self, path: str) -> bool:
+        if self.local:
+            return Path(self.full(path)).exists()
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.full(path)))
+
+    def names(self, folder: str, suffix: str = "") -> list[str]:
+        """Sorted names of the files in a folder; hidden ones (temporary files) are left out; [] if there is no such folder."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.full(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if name and not name.startswith(".") and name.endswith(suffix))
+
+    def read(self, path: str) -> bytes:
+        return bytes(self.fs.cat_file(self.full(path)))
+
+    def read_json(self, path: str) -> Any:
+        return json.loads(self.read(path))
+
+    def open(self, path: str) -> BinaryIO:
+        """A seekable binary reader."""
+        handle: BinaryIO = self.fs.open(self.full(path), "rb")
+        return handle
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a whole file atomically. Raises TransientError when the disk is full."""
+        if not self.local:
+            self.fs.pipe_file(self.full(path), data)
+            return
+        with self.atomic(path) as target:
+            target.write_bytes(data)
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+    @contextmanager
+    def atomic(self, path: str) -> Iterator[Path]:
+        """A local path to write to; on leaving without an error it becomes `path`, whole, at once."""
+        final = Path(self.full(path)) if self.local else Path(os.environ.get("TMPDIR", "/tmp")) / path.rpartition("/")[2]  # noqa: S108
+        target = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield target
+            self._commit(target, path)
+        except OSError as err:
+            if err.errno in FULL:
+                raise TransientError(
+                    f"{self.address(path)}: no space left; what is committed is safe: free space, then repeat the command"
+                ) from err
+            raise
+        finally:
+            with suppress(FileNotFoundError):
+                target.unlink()
+
+    def _commit(self, target: Path, path: str) -> None:
+        if not self.local:
+            self.fs.put_file(str(target), self.full(path))
+            return
+        with target.open("rb") as handle:
+            os.fsync(handle.fileno())
+        target.replace(self.full(path))
+        folder = os.open(Path(self.full(path)).parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def put(self, local: Path, path: str) -> None:
+        """Moves a finished local file to `path`, atomically."""
+        if self.local:
+            with self.atomic(path) as target:
+                local.replace(target) if _same_device(local, target.parent) else target.write_bytes(local.read_bytes())
+        else:
+            self.fs.put_file(str(local), self.full(path))
+            local.unlink()
+
+    def write_table(self, path: str, table: pa.Table, row_group_rows: int = 10_000) -> None:
+        """Writes one Parquet file (zstd) atomically; the same table gives the same bytes."""
+        with self.atomic(path) as target:
+            pq.write_table(table, target, compression="zstd", row_group_size=row_group_rows)
+
+    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Reads a Parquet file whole; only the bytes of `columns` are fetched."""
+        with self.open(path) as handle:
+            return pq.ParquetFile(handle).read(columns=columns)
+
+    def rows(self, path: str) -> int:
+        """Row count of a Parquet file, from its footer."""
+        with self.open(path) as handle:
+            return int(pq.ParquetFile(handle).metadata.num_rows)
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a whole folder; nothing happens when it is not there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.full(path), recursive=True)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of one Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _same_device(a: Path, b: Path) -> bool:
+    return a.stat().st_dev == b.stat().st_dev
