@@ -143,7 +143,10 @@ class Engine:
             for done in failed:
                 log.warning("phase=%s job=%s failed, will be tried again: %s", phase, done["id"], done["failed"])
         last = failed[0]["failed"] if failed else "the workers were lost"
-        raise TransientError(f"{phase}: {len(todo)} of {len(jobs)} parts failed {PASSES} times, last: {last}. What is committed is safe: mend, then repeat the command")
+        raise TransientError(
+            f"{phase}: {len(todo)} of {len(jobs)} parts failed {PASSES} times, last: {last}. "
+            "What is committed is safe: mend, then repeat the command"
+        )
 
     def _task_stream(self, work: Work, jobs: Sequence[Job]) -> Any:
         need = work.resources
@@ -207,7 +210,8 @@ class Engine:
         import ray
 
         seen = ray.get(self.board.read.remote())
-        progress.rows, progress.now = seen["rows"], seen["now"]
+        progress.rows = seen["rows"]
+        progress.now = _youngest(seen["now"], {done["id"] for done in progress.results})
         self.watch(progress)
         limit = self.config.run.stall_s
         for part, stage, seconds in progress.now:
@@ -216,6 +220,15 @@ class Engine:
                     f"stage {stage} made no progress for {limit:.0f} s on {part} (run.stall_s); the run was ended. "
                     "What is committed is safe: mend the stage, then repeat the command"
                 )
+
+
+def _youngest(now: list[tuple[str, str, float]], finished: set[str]) -> list[tuple[str, str, float]]:
+    """One entry a part, the youngest: a dead worker's last words are void once its part is finished or begun anew."""
+    best: dict[str, tuple[str, str, float]] = {}
+    for part, stage, seconds in now:
+        if part not in finished and (part not in best or seconds < best[part][2]):
+            best[part] = (part, stage, seconds)
+    return list(best.values())
 
 
 def _init_ray(config: RunConfig) -> bool:
@@ -277,15 +290,13 @@ def _board_class() -> Any:
             self.beats[worker] = (time.monotonic(), snapshot)
 
         async def read(self) -> dict[str, Any]:
-            clock, rows, now = time.monotonic(), {}, []
+            clock, now = time.monotonic(), []
+            rows: dict[str, int] = {}
             for at, snapshot in self.beats.values():
                 for stage, count in snapshot["rows"].items():
                     rows[stage] = rows.get(stage, 0) + count
                 now += [(part, stage, seconds + clock - at) for part, stage, seconds in snapshot["now"]]
             return {"rows": rows, "now": now}
-
-        async def forget(self, worker: str) -> None:
-            self.beats.pop(worker, None)
 
         async def lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
             granted: dict[str, int] = self.budget.lease(worker, want, give_back, time.monotonic())
@@ -372,9 +383,10 @@ def _line(done: Done) -> Any:
 
 
 def _failed(job: Job, err: Exception) -> Done:
-    kind = "contract" if isinstance(err, ContractError) else "user" if isinstance(err, UserError) else "machine" if machine_fault(err) else "bug"
-    trace = "" if kind in ("user", "machine") else traceback.format_exc()
-    return {"id": job["id"], "failed": error_text(err) if not isinstance(err, ShardmillError) else str(err), "kind": kind, "trace": trace}
+    kinds = {ContractError: "bug", UserError: "user"}
+    kind = next((kind for cls, kind in kinds.items() if isinstance(err, cls)), "machine" if machine_fault(err) else "bug")
+    text = str(err) if isinstance(err, ShardmillError) else error_text(err)
+    return {"id": job["id"], "failed": text, "kind": kind, "trace": traceback.format_exc() if kind == "bug" else ""}
 
 
 def _raise_if_ours(done: Done) -> None:

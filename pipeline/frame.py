@@ -6,7 +6,7 @@ No Ray here. The engine calls `apply`; so does anyone who uses a stage on a tabl
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,35 @@ def apply(stage: Stage, table: pa.Table) -> pa.Table:
     return _merge(stage, table, mask, out)
 
 
-async def apply_async(stage: Any, table: pa.Table) -> pa.Table:
-    """`apply` for a stage with `run`, an async twin of its `__call__`. Such a stage must not raise for a row."""
+async def apply_stream(stage: Any, table: pa.Table) -> AsyncIterator[pa.Table]:
+    """`apply` for a stage with `stream`, which yields its rows in tables as they are finished, in any order.
+
+    Yields tables of `table`'s rows with the stage's columns; together they hold each row once. Dead rows come first.
+    Such a stage must not raise for a row.
+    """
     mask = alive(table)
-    run: Callable[[pa.Table], Awaitable[pa.Table]] = stage.run
-    out = None
-    if pc.any(mask).as_py():
-        view = _view(stage, table, mask)
-        out = _checked(stage, view, await run(view))
-    return _merge(stage, table, mask, out)
+    if not pc.all(mask).as_py():
+        dead = table.filter(pc.invert(mask))
+        yield _merge(stage, dead, alive(dead), None)
+    rows = table.filter(mask)
+    view = _view(stage, rows, alive(rows))
+    numbers = rows["row"].to_numpy()
+    seen = np.zeros(len(rows), dtype=bool)
+    sorter = np.argsort(numbers)
+    async for out in stage.stream(view) if len(rows) else _nothing():
+        at = sorter[np.searchsorted(numbers, out["row"].to_numpy(), sorter=sorter)]
+        if seen[at].any():
+            raise ContractError(f"{stage.name} returned a row twice")
+        seen[at] = True
+        batch = rows.take(pa.array(at))
+        yield _merge(stage, batch, alive(batch), _checked(stage, batch, out))
+    if not seen.all():
+        raise ContractError(f"{stage.name} lost {int((~seen).sum())} of {len(rows)} rows")
+
+
+async def _nothing() -> AsyncIterator[pa.Table]:
+    return
+    yield  # makes this an async generator
 
 
 def apply_all(stages: Iterable[Stage], table: pa.Table) -> pa.Table:

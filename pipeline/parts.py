@@ -20,6 +20,7 @@ class Part:
     base: int  # rows of the input files before this one: global row = base + row in the file
     file: str
     level: str = "rows"
+    parent_base: int = 0
 
     @property
     def path(self) -> str:

@@ -5,6 +5,7 @@ Joins, global orders and counts of narrow columns are DuckDB's; image bytes neve
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,20 +51,16 @@ def files(con: Any, name: str, store: Store, paths: list[str], schema: pa.Schema
 def rows(con: Any, name: str, store: Store, parts: list[Part], schema: pa.Schema) -> None:
     """View `name` over the parts' files with run-wide `row` numbers and each row's `part`."""
     files(con, f"{name}_files", store, [part.path for part in parts], schema)
-    con.register(
-        f"{name}_bases",
-        pa.table(
-            {
-                "filename": [store.address(p.path) for p in parts],
-                "base": pa.array([p.base for p in parts], pa.int64()),
-                "part": pa.array([p.no for p in parts], pa.int64()),
-            }
-        )
-        if parts
-        else pa.schema([("filename", pa.string()), ("base", pa.int64()), ("part", pa.int64())]).empty_table(),
-    )
+    bases = {
+        "filename": pa.array([store.address(part.path) for part in parts], pa.string()),
+        "base": pa.array([part.base for part in parts], pa.int64()),
+        "parent_base": pa.array([part.parent_base for part in parts], pa.int64()),
+        "part": pa.array([part.no for part in parts], pa.int64()),
+    }
+    con.register(f"{name}_bases", pa.table(bases))
+    parent = ", r.parent + b.parent_base AS parent" if "parent" in schema.names else ""
     con.execute(
-        f'CREATE OR REPLACE VIEW "{name}" AS SELECT r.* EXCLUDE (filename) REPLACE (r.row + b.base AS row), b.part '
+        f'CREATE OR REPLACE VIEW "{name}" AS SELECT r.* EXCLUDE (filename) REPLACE (r.row + b.base AS row{parent}), b.part '
         f'FROM "{name}_files" r JOIN "{name}_bases" b USING (filename)'
     )
 
@@ -75,16 +72,12 @@ def latest(con: Any, name: str, store: Store, folder: str, unit: str, schema: pa
     """
     names = store.names(folder, ".parquet")
     files(con, f"{name}_all", store, [f"{folder}/{n}" for n in names], schema)
-    retried = [n for n in names if addition_of(n)[1] > 0]
     source = f'SELECT * FROM "{name}_all"'
-    if retried:
-        con.register(
-            f"{name}_additions",
-            pa.table({"filename": [store.address(f"{folder}/{n}") for n in names], "addition": [addition_of(n)[1] for n in names]}),
-        )
-        source = (
-            f'{source} JOIN "{name}_additions" USING (filename) QUALIFY row_number() OVER (PARTITION BY {unit} ORDER BY addition DESC) = 1'
-        )
+    if any(addition_of(n)[1] > 0 for n in names):
+        additions = {"filename": [store.address(f"{folder}/{n}") for n in names], "addition": [addition_of(n)[1] for n in names]}
+        con.register(f"{name}_additions", pa.table(additions))
+        newest = f"QUALIFY row_number() OVER (PARTITION BY {unit} ORDER BY addition DESC) = 1"
+        source = f'{source} JOIN "{name}_additions" USING (filename) {newest}'
     con.execute(f'CREATE OR REPLACE VIEW "{name}" AS {source}')
     return names
 
@@ -103,7 +96,7 @@ def grouped(con: Any, sql: str, by: str) -> Iterator[tuple[int, pa.Table]]:
         if not len(values):
             continue
         cuts = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, end in itertools.pairwise(cuts):
             value = int(values[start])
             if current is not None and value != current:
                 yield current, pa.Table.from_batches(held).drop_columns([by])

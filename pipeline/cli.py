@@ -1,0 +1,157 @@
+"""The command line: arguments -> one call -> one exit code. No logic, and nothing heavy is imported before a command is known.
+
+Exit codes: 0 done · 1 a bug (with its trace) · 2 something to mend in a config or an argument (one line) · 3 ended before all
+was done, by something that may pass: the same command goes on · 130 stopped by Ctrl-C: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.errors import TransientError, UserError
+
+DONE, BUG, MEND, UNFINISHED, STOPPED = 0, 1, 2, 3, 130
+
+
+class Commands(TyperGroup):
+    """Turns what a command raises into one line and an exit code; bugs, ContractErrors too, leave with their trace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as err:
+            say(err)
+            raise typer.Exit(MEND) from err
+        except TransientError as err:
+            say(err)
+            raise typer.Exit(UNFINISHED) from err
+        except KeyboardInterrupt as err:
+            say("stopped; what is committed stays, and the same command goes on")
+            raise typer.Exit(STOPPED) from err
+
+
+def say(what: object) -> None:
+    """Each fault on a line of its own, on stderr."""
+    for line in str(what).splitlines():
+        typer.echo(f"error: {line}", err=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Turns lists of links into pretraining corpora: download, clean, dedupe, score, shard, with every row accounted for.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 something to mend (one line says what), 3 unfinished: the same command goes on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Argument(help="The run's YAML config; configs/ holds presets.")]
+Run = Annotated[str, typer.Argument(help="The run's folder or URL, for example runs/laion_subset.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Overrides one key of the config; repeatable.")]
+
+
+@app.command()
+def plan(config: Config, overrides: Set = None) -> None:
+    """Shows what a run would do: phases, resources, parts to do and done, and why. Begins nothing."""
+    import pipeline.plan
+
+    pipeline.plan.show(config, overrides or [])
+
+
+@app.command()
+def run(config: Config, overrides: Set = None) -> None:
+    """Makes the shards and the report of a config. Repeated, it goes on where it stopped."""
+    import pipeline.runs
+
+    raise typer.Exit(DONE if pipeline.runs.run(config, overrides or []).ok else UNFINISHED)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Shows the report of a run: rows, fates, rates, scores and sizes."""
+    import pipeline.report
+
+    pipeline.report.show(run)
+
+
+@app.command()
+def explain(run: Run, what: Annotated[str, typer.Argument(help="A URL, a uid, a sample's key, or row=NUMBER.")]) -> None:
+    """Tells what became of a row, and why."""
+    import pipeline.explain
+
+    pipeline.explain.show(run, what)
+
+
+@app.command()
+def retry(
+    run: Run,
+    reasons: Annotated[list[str], typer.Option("--reason", metavar="STAGE:REASON", help="The fate to try again; repeatable.")],
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild/--append", help="Write all shards anew, or leave them and append new ones (the default).")
+    ] = False,
+) -> None:
+    """Tries again the rows that ended with these fates, for example download:timeout."""
+    import pipeline.retry
+
+    raise typer.Exit(DONE if pipeline.retry.run(run, reasons, rebuild).ok else UNFINISHED)
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Reads every shard of a run again and checks it against manifest, Parquet and ledger."""
+    import pipeline.verify
+
+    raise typer.Exit(DONE if pipeline.verify.show(run) else BUG)
+
+
+@app.command()
+def stages(
+    name: Annotated[str | None, typer.Argument(help="One stage (or module:Class) in full; without it, all in short.")] = None,
+) -> None:
+    """Lists the stages with their columns, reasons and options."""
+    import pipeline.reference
+
+    pipeline.reference.show(name)
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Set = None,
+    address: Annotated[str | None, typer.Option(help="The cluster's job server; without it, the config's ray.address.")] = None,
+) -> None:
+    """Runs a config as a job of a Ray cluster: ships shardmill, the config and your own stages, and follows the log."""
+    import pipeline.cluster
+
+    raise typer.Exit(DONE if pipeline.cluster.submit(config, overrides or [], address) else UNFINISHED)
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON schema of a config, for editors."""
+    import pipeline.reference
+
+    sys.stdout.write(pipeline.reference.schema_text())
+
+
+@app.command()
+def clean(run: Run) -> None:
+    """Removes what the current state of a run no longer uses: files of old keys."""
+    import pipeline.clean
+
+    pipeline.clean.run(run)
+
+
+def main() -> None:
+    """The command `shardmill`; ends the process with its exit code."""
+    app(prog_name="shardmill")
+
+
+if __name__ == "__main__":
+    main()

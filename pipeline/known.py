@@ -1,0 +1,137 @@
+"""All that is known of a run: the key of every phase, and DuckDB views that join what is committed, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import views
+from pipeline.errors import ContractError
+from pipeline.keys import digest, ingredients
+from pipeline.layout import Run, stages_of
+from pipeline.parts import Part
+from pipeline.phases import fetch, rows
+from pipeline.stage import KEPT, Stage
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run over the input files as they are now."""
+
+    run: Run
+    files: list[Any]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts of the level that the phases after `rows` work on."""
+        return rows.parts(self.run, self.files, self.run.layout.level)
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """What each phase's key is made of, as JSON; a later phase names the keys that it reads."""
+        layout, made = self.run.layout, {}
+        row_keys = [digest(rows.made_of(self.run, file)) for file in self.files]
+        made["rows"] = {file.url: rows.made_of(self.run, file) for file in self.files}
+        if layout.dedup:
+            made["dedup"] = ingredients([layout.dedup], rows=row_keys)
+        made["pool"] = fetch.pool_made_of(self.run)
+        pool = {"pool": digest(made["pool"]), "retries": self.retries}
+        if layout.scores:
+            made["scores"] = fetch.scores_made_of(self.run)
+        upstream = {"rows": row_keys, **{name: digest(made[name]) for name in ("dedup", "scores") if name in made}, **pool}
+        if layout.image_dedup:
+            made["image_dedup"] = ingredients([layout.image_dedup], **upstream)
+            upstream["image_dedup"] = digest(made["image_dedup"])
+        chosen = [layout.selection] if layout.selection else []
+        made["selection"] = ingredients([*chosen, layout.shards], seed=self.run.config.run.seed, **upstream)
+        made["shards"] = ingredients([layout.shards], selection=digest(made["selection"]))
+        return made
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The key of each phase but `rows` (those are per input file)."""
+        return {name: digest(made) for name, made in self.made_of.items() if name != "rows"}
+
+    @cached_property
+    def retries(self) -> int:
+        """How often failed fetches of this pool were retried: a pool's content is its KEY and this number."""
+        return len(self.run.store.names(f"pool/{digest(fetch.pool_made_of(self.run))}", ".json"))
+
+    def folder(self, phase: str) -> str:
+        """Where a phase's files lie in the run."""
+        return f"{phase}/{self.keys[phase]}"
+
+    def done(self, phase: str) -> bool:
+        """Whether a phase that is committed as a whole (dedup, image_dedup, selection, shards) is there."""
+        return self.run.store.exists(f"{self.folder(phase)}/done.json")
+
+    def view_rows(self, con: Any) -> None:
+        """View `rows`: row, part, and every stored column of the phase rows."""
+        views.rows(con, "rows", self.run.store, self.parts, self.row_schema())
+
+    def row_schema(self, level: str | None = None) -> pa.Schema:
+        """Columns of the files of a level."""
+        layout = self.run.layout
+        entries = layout.rows if (level or layout.level) == "rows" else layout.before_barrier
+        parent = [("parent", pa.int64())] if (level or layout.level) == "children" else []
+        stored = fetch.stored_schema(stages_of(entries))
+        return pa.schema([("row", pa.int64()), *parent, *((f.name, f.type) for f in stored)])
+
+    def view_alive(self, con: Any) -> None:
+        """View `alive`: the rows that go to the download."""
+        self.view_rows(con)
+        if self.run.layout.dedup:
+            self._view_phase(con, "dedup", self.run.layout.dedup.stage)
+            con.execute("CREATE OR REPLACE VIEW alive AS SELECT r.* FROM rows r JOIN dedup d ON d.row = r.row AND d.fate = 'kept'")
+        else:
+            con.execute("CREATE OR REPLACE VIEW alive AS SELECT * FROM rows WHERE fate = 'kept'")
+
+    def view_known(self, con: Any, name: str, image_dedup: bool) -> None:
+        """View `name`: one line a row with every stored column but image bytes, its fetch, and its fate so far."""
+        run, layout = self.run, self.run.layout
+        self.view_alive(con)
+        pool = fetch.stored_schema(stages_of(layout.pool), "fetch")
+        views.latest(con, "pool", run.store, self.folder("pool"), "fetch", pool)
+        reads = fetch.pool_reads(run)
+        tables = ["rows r", *(["LEFT JOIN dedup d ON d.row = r.row"] if layout.dedup else [])]
+        columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup and layout.dedup.stage)]
+        source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch FROM alive)"
+        tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch = f.fetch"]
+        columns += ["f.fetch", *(f'p."{n}"' for n in pool.names if n not in ("fetch", "image", "fate", "detail"))]
+        fates = ["r", *(["d"] if layout.dedup else []), "p"]
+        if layout.scores:
+            scores = fetch.stored_schema(stages_of(layout.scores), "pair", "fetch")
+            views.latest(con, "scores", run.store, self.folder("scores"), "pair", scores)
+            pair = fetch.unit_sql(fetch.pair_reads(run), "r", "f.fetch")
+            tables.append(f"LEFT JOIN scores s ON s.pair = {pair}")
+            columns += [f's."{n}"' for n in scores.names if n not in ("pair", "fetch", "fate", "detail")]
+            fates.append("s")
+        if image_dedup and layout.image_dedup:
+            self._view_phase(con, "image_dedup", layout.image_dedup.stage)
+            tables.append("LEFT JOIN image_dedup i ON i.row = r.row")
+            columns += _columns("i", layout.image_dedup.stage)
+        whens = " ".join(f"WHEN {t}.fate <> '{KEPT}' THEN {t}.fate" for t in fates)
+        details = " ".join(f"WHEN {t}.fate <> '{KEPT}' THEN {t}.detail" for t in fates)
+        complete = " AND ".join(f"{t}.fate IS NOT NULL" for t in fates)
+        columns += [f"CASE {whens} WHEN {complete} THEN '{KEPT}' END AS fate", f"CASE {details} END AS detail"]
+        con.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT {', '.join(columns)} FROM {' '.join(tables)}")
+
+    def check_complete(self, con: Any, name: str) -> None:
+        """Raises ContractError where a row of the view has no fate: something that should be committed is not."""
+        lost = con.execute(f"SELECT count(*), min(row) FROM {name} WHERE fate IS NULL").fetchone()
+        if lost[0]:
+            raise ContractError(f"{lost[0]} rows have neither a fetch nor a fate, the first is row {lost[1]}; repeat the command")
+
+    def _view_phase(self, con: Any, phase: str, stage: Stage) -> None:
+        folder = self.folder(phase)
+        columns = [(name, column.type) for name, column in stage.adds.items()]
+        schema = pa.schema([("row", pa.int64()), *columns, ("fate", pa.string()), ("detail", pa.string())])
+        paths = [f"{folder}/{name}" for name in self.run.store.names(folder, ".parquet")]
+        views.files(con, phase, self.run.store, paths, schema)
+
+
+def _columns(table: str, stage: Stage | None) -> list[str]:
+    return [f'{table}."{name}"' for name in stage.adds] if stage else []

@@ -1,0 +1,136 @@
+"""Which stages of a config make up which phase. A phase is what stands between two barriers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import catalog
+from pipeline.catalog import Entry
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.stage import Stage
+from pipeline.storage import Store
+
+BARRIERS = ("dedup", "download", "images", "image_dedup", "selection", "shards")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A config's stages by phase, in order."""
+
+    rows: list[Entry]
+    expand: Entry | None
+    children: list[Entry]
+    dedup: Entry | None
+    pool: list[Entry]
+    scores: list[Entry]
+    image_dedup: Entry | None
+    selection: Entry | None
+    shards: Entry
+
+    @property
+    def before_barrier(self) -> list[Entry]:
+        """All stages of the phase `rows`."""
+        return [*self.rows, *([self.expand] if self.expand else []), *self.children]
+
+    @property
+    def level(self) -> str:
+        """The rows that later phases work on: input rows, or their children."""
+        return "children" if self.expand else "rows"
+
+    @property
+    def scored(self) -> bool:
+        return any(entry.name == "scores" for entry in self.scores)
+
+    def phases(self) -> list[tuple[str, list[Entry]]]:
+        """Phase names with their stages, in the order in which they run."""
+        single = [("dedup", self.dedup), ("image_dedup", self.image_dedup), ("selection", self.selection)]
+        have = {name: [entry] for name, entry in single if entry}
+        have |= {"rows": self.before_barrier, "pool": self.pool, "scores": self.scores, "shards": [self.shards]}
+        order = ["rows", "dedup", "pool", "scores", "image_dedup", "selection", "shards"]
+        return [(name, have[name]) for name in order if have.get(name)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its config, its stages, and where its files lie. `where` names the config in messages."""
+
+    config: RunConfig
+    layout: Layout
+    store: Store
+    where: str = "config"
+    demonstration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for _, entries in self.layout.phases() for entry in entries]
+
+    @property
+    def own_modules(self) -> list[str]:
+        """Modules of the user's own stages."""
+        return sorted({entry.name.partition(":")[0] for entry in self.entries if not entry.built_in})
+
+
+def open_run(config: RunConfig, where: str = "config") -> Run:
+    """Types every stage of the config and refuses what cannot work. Raises UserError; touches nothing on storage."""
+    entries = catalog.resolve(config, where)
+    layout = arrange(entries)
+    catalog.check_order(layout_order(layout))
+    store = Store(f"{config.run.root.rstrip('/')}/{config.run.name}", dict(config.run.storage_options))
+    return Run(config, layout, store, where)
+
+
+def layout_order(layout: Layout) -> list[Entry]:
+    return [entry for _, entries in layout.phases() for entry in entries]
+
+
+def arrange(entries: list[Entry]) -> Layout:
+    """Sorts stages into phases by their place in the config. Raises UserError for a place that cannot be."""
+    names = [entry.name for entry in entries]
+    for needed in ("ingest", "download", "images"):
+        if needed not in names:
+            raise UserError(f"stages: {needed} is missing; every corpus needs ingest, download and images")
+    if names[0] != "ingest":
+        raise UserError(f"stages: the first must be ingest, not {names[0]}")
+    at = {name: names.index(name) for name in BARRIERS if name in names}
+    order = [name for name in names if name in BARRIERS]
+    if order != [name for name in BARRIERS if name in at]:
+        raise UserError(f"stages: {', '.join(order)} stand in this order, but must stand as {', '.join(n for n in BARRIERS if n in at)}")
+    first = entries[: min(at.get("dedup", at["download"]), at["download"])]
+    if "dedup" in at and at["dedup"] + 1 != at["download"]:
+        raise UserError(f"stages.{names[at['dedup'] + 1]}: nothing may stand between dedup and download; put it before dedup")
+    end = min(at[name] for name in ("image_dedup", "selection", "shards") if name in at)
+    rows, expand, children = _split(first)
+    return Layout(
+        rows=rows,
+        expand=expand,
+        children=children,
+        dedup=entries[at["dedup"]] if "dedup" in at else None,
+        pool=entries[at["download"] : at["images"] + 1],
+        scores=_only_rows(entries[at["images"] + 1 : end]),
+        image_dedup=entries[at["image_dedup"]] if "image_dedup" in at else None,
+        selection=entries[at["selection"]] if "selection" in at else None,
+        shards=entries[at["shards"]],
+    )
+
+
+def _split(entries: list[Entry]) -> tuple[list[Entry], Entry | None, list[Entry]]:
+    expanding = [i for i, entry in enumerate(entries) if entry.stage.shape == "expand"]
+    if len(expanding) > 1:
+        raise UserError(f"stages.{entries[expanding[1]].name}: a config may hold one expand stage")
+    if not expanding:
+        return _only_rows(entries), None, []
+    cut = expanding[0]
+    return _only_rows(entries[:cut]), entries[cut], _only_rows(entries[cut + 1 :])
+
+
+def _only_rows(entries: list[Entry]) -> list[Entry]:
+    for entry in entries:
+        if entry.stage.shape != "rows":
+            raise UserError(f"stages.{entry.name}: a stage of shape {entry.stage.shape} cannot stand here")
+    return entries
+
+
+def stages_of(entries: list[Entry]) -> list[Stage]:
+    return [entry.stage for entry in entries]

@@ -1,0 +1,257 @@
+"""Phases `pool` and `scores`: what came of each fetch, and what is computed from its stored image; one stream where both are missing.
+
+Both are addressed by content, not by row. A *fetch* is md5 of what the download reads (url, expected hash, stored place), a
+*pair* is md5 of a fetch and what the scores read of the row (the caption). A URL in n rows is fetched once, a changed
+caption rule fetches only what no committed file holds. Every unit has a home: the part of the first alive row with that
+fetch. `part-00003.0.parquet` holds what was missing for the units at home in part 3; later additions are .1, .2 …
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import frame, views
+from pipeline.engine import Done, Engine, Job
+from pipeline.heart import HEART, Timing, as_dict
+from pipeline.keys import digest, ingredients
+from pipeline.layout import Run, stages_of
+from pipeline.parts import addition_name, addition_of
+from pipeline.phases.rows import check_errors, run_stages, stored
+from pipeline.stage import KEPT, Resources, Stage
+from pipeline.storage import Store
+
+BATCH = 64  # finished downloads that go to an image thread together
+
+
+def pool_made_of(run: Run) -> dict[str, Any]:
+    return ingredients(run.layout.pool)
+
+
+def scores_made_of(run: Run) -> dict[str, Any]:
+    return ingredients(run.layout.scores, pool=digest(pool_made_of(run)))
+
+
+def pool_reads(run: Run) -> list[str]:
+    """Columns of a row that decide about its fetch."""
+    return _outer_reads(stages_of(run.layout.pool), set())
+
+
+def pair_reads(run: Run) -> list[str]:
+    """Columns of a row that, with its fetch, decide about its scores."""
+    return _outer_reads(stages_of(run.layout.scores), set(stored_schema(stages_of(run.layout.pool)).names))
+
+
+def stored_schema(stages: list[Stage], *units: str) -> pa.Schema:
+    """The columns of a committed file of these stages."""
+    columns = {name: c.type for stage in stages for name, c in stage.adds.items() if c.stored}
+    return pa.schema([*((unit, pa.string()) for unit in units), *columns.items(), ("fate", pa.string()), ("detail", pa.string())])
+
+
+def unit_sql(columns: list[str], table: str, prefix: str = "") -> str:
+    """The content address of a row as an SQL expression: md5 over the columns' texts, NUL between them."""
+    texts = [f"coalesce(CAST({table}.\"{name}\" AS VARCHAR), '')" for name in columns]
+    return f"md5({' || chr(0) || '.join([*([prefix] if prefix else []), *texts])})"
+
+
+def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None) -> list[Done]:
+    """Fetches and scores what is missing for the rows in the view `alive` (row, part, and their columns).
+
+    `again`: fates of the pool whose fetches are made once more (the retry command).
+    """
+    jobs = todo(run, con, again)
+    cpus = engine.cpus() if jobs else 1
+    pool_size, threads = max(1, cpus // 2), max(1, min(cpus, 4))
+    works: list[Any] = [FetchWork(run.store, stages_of(run.layout.pool), run.config.run.max_error_share, threads)]
+    sizes = [pool_size]
+    if run.layout.scores:
+        scores = stages_of(run.layout.scores)
+        works.append(ScoreWork(run.store, scores, run.config.run.max_error_share))
+        sizes.append(max(stage.resources.concurrency or 1 for stage in scores))
+    return engine.stream(works, jobs, sizes)
+
+
+def todo(run: Run, con: Any, again: list[str] | None = None) -> list[Job]:
+    """Writes what is missing, a table a part, under tmp/ and returns a job for each part with anything missing."""
+    pool, pool_key = f"pool/{digest(pool_made_of(run))}", digest(pool_made_of(run))
+    _units(run, con, pool, again)
+    jobs: dict[int, Job] = {}
+    taken = _additions(run.store, pool)
+    for part, table in views.grouped(con, "SELECT * FROM todo_pool ORDER BY part, row", "part"):
+        number = max(taken.values(), default=-1) + 1 if again else taken.get(part, -1) + 1
+        job = _job(jobs, part, pool_key)
+        job["pool"] = {"todo": f"tmp/todo/{pool_key}/pool-{part:05d}.parquet", "out": f"{pool}/{addition_name(part, number)}"}
+        run.store.write_table(job["pool"]["todo"], table)
+    if run.layout.scores:
+        scores = f"scores/{digest(scores_made_of(run))}"
+        taken = _additions(run.store, scores)
+        for part, table in views.grouped(con, "SELECT * FROM todo_scores ORDER BY part, row", "part"):
+            job = _job(jobs, part, pool_key)
+            todo_path = f"tmp/todo/{pool_key}/scores-{part:05d}.parquet"
+            job["scores"] = {"todo": todo_path, "out": f"{scores}/{addition_name(part, taken.get(part, -1) + 1)}"}
+            run.store.write_table(todo_path, table)
+    return [jobs[part] for part in sorted(jobs)]
+
+
+def _job(jobs: dict[int, Job], part: int, key: str) -> Job:
+    return jobs.setdefault(part, {"id": f"pool/{key}/part-{part:05d}", "pool": None, "scores": None})
+
+
+def _additions(store: Store, folder: str) -> dict[int, int]:
+    """The highest addition of each part that a folder holds."""
+    taken: dict[int, int] = {}
+    for part, number in map(addition_of, store.names(folder, ".parquet")):
+        taken[part] = max(number, taken.get(part, -1))
+    return taken
+
+
+def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
+    """Tables todo_pool (part, row, fetch, its columns) and todo_scores (part, row, pair, fetch, file, its columns)."""
+    reads = pool_reads(run)
+    views.latest(con, "pool", run.store, pool, "fetch", stored_schema(stages_of(run.layout.pool), "fetch"))
+    con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch FROM alive a")
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch, min(row) AS row, min_by(part, row) AS part FROM fetches GROUP BY fetch"
+    )
+    skip = "true" if not again else f"fate NOT IN ({', '.join(map(views.quote, again))})"
+    columns = ", ".join(f'a."{name}"' for name in reads)
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE todo_pool AS SELECT h.part, h.row, h.fetch, {columns} FROM homes h JOIN alive a ON a.row = h.row "
+        f"ANTI JOIN (SELECT fetch FROM pool WHERE {skip}) p ON p.fetch = h.fetch"
+        + (" WHERE h.fetch IN (SELECT fetch FROM pool)" if again else "")
+    )
+    if not run.layout.scores:
+        return
+    inner = pair_reads(run)
+    folder = f"scores/{digest(scores_made_of(run))}"
+    views.latest(con, "scores", run.store, folder, "pair", stored_schema(stages_of(run.layout.scores), "pair", "fetch"))
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE pairs AS SELECT min(a.row) AS row, "
+        f"{unit_sql(inner, 'a', 'f.fetch')} AS pair, any_value(f.fetch) AS fetch FROM alive a JOIN fetches f ON f.row = a.row GROUP BY pair"
+    )
+    columns = "".join(f', a."{name}"' for name in inner)
+    # A fetch that is being made anew now has no file yet: null stands for the file of the very job.
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE todo_scores AS SELECT h.part, p.row, p.pair, p.fetch, "
+        f"CASE WHEN t.fetch IS NULL THEN q.filename END AS file{columns} "
+        "FROM pairs p JOIN homes h ON h.fetch = p.fetch JOIN alive a ON a.row = p.row "
+        "LEFT JOIN todo_pool t ON t.fetch = p.fetch LEFT JOIN pool q ON q.fetch = p.fetch "
+        f"ANTI JOIN scores s ON s.pair = p.pair WHERE t.fetch IS NOT NULL OR q.fate = {views.quote(KEPT)}"
+    )
+
+
+def _outer_reads(stages: list[Stage], known: set[str]) -> list[str]:
+    """Columns that the stages read but neither they nor `known` provide, sorted."""
+    out: set[str] = set()
+    for stage in stages:
+        out |= set(stage.reads) - known
+        known = known | set(stage.adds)
+    return sorted(out - {"row", "fate", "detail"})
+
+
+@dataclass
+class FetchWork:
+    """Downloads a part's missing fetches and makes their images in threads as they arrive; commits one pool file."""
+
+    store: Store
+    stages: list[Stage]
+    max_error_share: float
+    threads: int
+    name: str = "pool"
+    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=3 << 30))
+    lease_call: Any = None
+
+    def open(self) -> None:
+        for stage in self.stages:
+            stage.open()
+        self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
+
+    async def run(self, job: Job, careful: bool) -> Done:
+        if job["pool"] is None:
+            return {}
+        if self.lease_call is not None:
+            self.stages[0].lease_call = self.lease_call  # type: ignore[attr-defined]
+        loop = asyncio.get_running_loop()
+        todo = await loop.run_in_executor(self.executor, self.store.read_table, job["pool"]["todo"])
+        timings: dict[str, Timing] = {}
+        with HEART.at(job["id"], self.stages[0].name, len(todo), timings):
+            made = await self._all(job["id"], frame.framed(todo), careful, timings)
+        made = made.take(pa.array(np.argsort(made["row"].to_numpy(), kind="stable")))
+        out = stored(made, self.stages).drop_columns(["row"])
+        await loop.run_in_executor(self.executor, self.store.write_table, job["pool"]["out"], out)
+        check_errors(made, self.max_error_share, job["id"])
+        return {"rows": len(todo), "timings": as_dict(timings)}
+
+    async def _all(self, part: str, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
+        """All rows through download and, in threads, the later stages; at most two batches a thread wait."""
+        loop, room = asyncio.get_running_loop(), asyncio.Semaphore(2 * self.threads)
+        waiting: list[asyncio.Future[pa.Table]] = []
+        async for batch in frame.apply_stream(self.stages[0], todo):
+            await room.acquire()
+            future = loop.run_in_executor(self.executor, self._rest, batch, part, careful, timings)
+            future.add_done_callback(lambda _: room.release())
+            waiting.append(future)
+        return pa.concat_tables(await asyncio.gather(*waiting))
+
+    def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
+        table = run_stages(self.stages[1:], batch, part, careful, timings)
+        return stored(table, self.stages)
+
+
+@dataclass
+class ScoreWork:
+    """Computes what is missing for a part's pairs from the stored images; batches are cut at fixed places of the part."""
+
+    store: Store
+    stages: list[Stage]
+    max_error_share: float
+    name: str = "scores"
+
+    @property
+    def resources(self) -> Resources:
+        needs = [stage.resources for stage in self.stages]
+        return Resources(max(n.cpus for n in needs), max(n.gpus for n in needs), max(n.memory for n in needs))
+
+    def open(self) -> None:
+        for stage in self.stages:
+            stage.open()
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="scores")
+
+    async def run(self, job: Job, careful: bool) -> Done:
+        if job["scores"] is None:
+            return {}
+        return await asyncio.get_running_loop().run_in_executor(self.executor, self._score, job, careful)
+
+    def _score(self, job: Job, careful: bool) -> Done:
+        todo = self.store.read_table(job["scores"]["todo"])
+        own = job["pool"]["out"] if job["pool"] else ""
+        table = self._with_images(todo, own)
+        timings: dict[str, Timing] = {}
+        made = run_stages(self.stages, frame.framed(table), job["id"], careful, timings)
+        names = stored_schema(self.stages, "pair", "fetch").names
+        self.store.write_table(job["scores"]["out"], made.select(names))
+        check_errors(made, self.max_error_share, job["id"])
+        return {"scored": len(made), "timings": {**job.get("timings", {}), **as_dict(timings)}}
+
+    def _with_images(self, todo: pa.Table, own: str) -> pa.Table:
+        """The pairs whose fetch has an image, with the pool's columns that the stages read."""
+        wanted = sorted({name for stage in self.stages for name in stage.reads} - set(todo.column_names) - {"row"})
+        prefix = self.store.address("")
+        found = []
+        for file in todo["file"].unique().to_pylist():
+            path: str = own if file is None else file.removeprefix(prefix).lstrip("/")
+            pool = self.store.read_table(path, ["fetch", "fate", *wanted])
+            found.append(pool.filter(pa.compute.equal(pool["fate"], KEPT)).drop_columns(["fate"]))
+        pool = pa.concat_tables(found)
+        at = pa.compute.index_in(todo["fetch"], pool["fetch"])
+        here = pa.compute.is_valid(at)
+        todo = todo.drop_columns(["file"]).filter(here)
+        images = pool.take(at.filter(here))
+        for name in wanted:
+            todo = todo.append_column(images.schema.field(name), images[name])
+        return todo
