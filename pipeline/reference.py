@@ -30,7 +30,7 @@ def show(name: str | None = None) -> None:
     if console.is_terminal:
         console.print(Markdown(text))
     else:
-        print(text, end="")  # noqa: T201 - the command's output
+        print(text, end="")
 
 
 def stages_text() -> str:
@@ -45,11 +45,8 @@ def stages_text() -> str:
 def stage_text(stage: type[Stage]) -> str:
     """Markdown: one stage in full."""
     needs = stage.resources
-    resources = (
-        f"{needs.cpus:g} CPU, {needs.gpus:g} GPU, {needs.memory >> 20} MB a worker"
-        if needs.gpus
-        else f"{needs.cpus:g} CPU, {needs.memory >> 20} MB a worker"
-    )
+    gpus = f"{needs.gpus:g} GPU, " if needs.gpus else ""
+    resources = f"{needs.cpus:g} CPU, {gpus}{needs.memory >> 20} MB a worker"
     parts = [
         f"## {stage.name}\n",
         f"{inspect.cleandoc(stage.__doc__ or '')}\n",
@@ -94,11 +91,10 @@ def schema() -> dict[str, Any]:
     stages = {name: catalog.stage_class(name) for name in catalog.BUILT_IN}
     models: list[Any] = [(RunConfig, "validation"), *((stage.Config, "validation") for stage in stages.values())]
     refs, definitions = models_json_schema(models, ref_template="#/$defs/{model}")
-    defs = definitions["$defs"]
-    top = defs.pop(refs[RunConfig, "validation"]["$ref"].rpartition("/")[2])
-    entry = {name: {"anyOf": [refs[stage.Config, "validation"], {"type": "null"}]} for name, stage in stages.items()}
-    shards = top["properties"]["shards"] = entry.pop("shards")
-    shards["description"] = "How the shards are written."
+    defs: dict[str, Any] = definitions["$defs"]
+    top: dict[str, Any] = defs.pop(refs[RunConfig, "validation"]["$ref"].rpartition("/")[2])
+    entry: dict[str, Any] = {name: {"anyOf": [refs[stage.Config, "validation"], {"type": "null"}]} for name, stage in stages.items()}
+    top["properties"]["shards"] = entry.pop("shards")
     listed = top["properties"]["stages"]
     listed |= {"properties": entry, "patternProperties": {r"^[\w.]+:\w+$": {}}, "additionalProperties": False}
     return {"$schema": DIALECT, **top, "$defs": defs}

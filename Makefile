@@ -1,0 +1,74 @@
+# Every command sets up what it needs and nothing else, and only when it is not there yet: scripts/venv.sh.
+#   make shards CONFIG=laion_subset        CONFIG is a preset of configs/ or the path of a file
+#   make setup EXTRAS="clip s3"            extras of pyproject.toml; docs/install.md says what each costs
+#   make test PYTHON=python3.12            the interpreter that .venv is made of (3.11 or 3.12)
+
+CONFIG ?= laion_subset
+EXTRAS ?=
+SET    ?=
+TESTS  ?= tests
+BENCH  ?=
+
+config  := $(if $(findstring /,$(CONFIG))$(filter %.yaml %.yml,$(CONFIG)),$(CONFIG),configs/$(CONFIG).yaml)
+name    := $(basename $(notdir $(config)))
+RUN     ?= runs/$(name)
+# A config names the extras that its stages need in a line of its own: "# extras: clip s3".
+needs   := $(shell sed -n 's/^\# extras: *//p' $(config) 2>/dev/null)
+
+bin     := .venv/bin
+venv    := @PYTHON="$(PYTHON)" sh scripts/venv.sh
+set     := $(foreach pair,$(SET),--set $(pair))
+checked := pipeline stages tests benchmarks docs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup shards plan report test test-all lint wheel-test docs bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## .venv with the core and EXTRAS="clip s3 ..."
+	$(venv) $(EXTRAS)
+
+shards: ## the shards and the report of CONFIG; again: goes on where it stopped (SET="key.sub=value ..." overrides)
+	$(venv) $(needs) $(EXTRAS)
+	@$(bin)/shardmill run $(config) $(set)
+
+plan: ## what `make shards` would do, and why
+	$(venv) $(needs) $(EXTRAS)
+	@$(bin)/shardmill plan $(config) $(set)
+
+report: ## the report of a finished run (RUN=runs/NAME)
+	$(venv) $(EXTRAS)
+	@$(bin)/shardmill report $(RUN)
+
+test: ## the tests (TESTS=path for some of them)
+	$(venv) dev sample s3 $(EXTRAS)
+	@$(bin)/python -m pytest $(TESTS)
+
+test-all: ## all tests, the slow ones and those of every extra too
+	$(venv) dev sample s3 clip img2dataset $(EXTRAS)
+	@$(bin)/python -m pytest --run-slow $(TESTS)
+
+lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh
+	$(venv) dev sample s3 $(EXTRAS)
+	@$(bin)/ruff check --quiet $(wildcard $(checked))
+	@$(bin)/ruff format --check --quiet $(wildcard $(checked))
+	@$(bin)/mypy --no-error-summary
+	@$(bin)/lint-imports --no-timing | tail -n +1
+	@$(bin)/python docs/generate.py --check
+
+wheel-test: ## builds the wheel and uses it where the sources are not
+	$(venv) dev sample s3 $(EXTRAS)
+	@sh scripts/wheel_test.sh
+
+docs: ## writes docs/reference and configs/schema.json from the code
+	$(venv) $(EXTRAS)
+	@$(bin)/python docs/generate.py
+
+bench: ## the benchmarks (BENCH=name for one of them)
+	$(venv) dev sample s3 img2dataset $(EXTRAS)
+	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(bin)/python $$script || exit 1; done
+
+clean: ## removes build outputs and caches; .venv and runs/ stay
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find pipeline stages tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
