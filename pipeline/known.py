@@ -135,3 +135,13 @@ class Known:
 
 def _columns(table: str, stage: Stage | None) -> list[str]:
     return [f'{table}."{name}"' for name in stage.adds] if stage else []
+
+
+def columns_known(run: Run) -> dict[str, pa.DataType]:
+    """Name and type of every column that a selection rule may use."""
+    out: dict[str, pa.DataType] = {"row": pa.int64()}
+    for phase, entries in run.layout.phases():
+        if phase in ("selection", "shards"):
+            break
+        out |= {name: c.type for entry in entries for name, c in entry.stage.adds.items() if c.stored and name != "image"}
+    return out

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline import exchange, views
 from pipeline.engine import Done, Engine, Job
 from pipeline.heart import HEART, Timing, as_dict
-from pipeline.parts import Part, part_name
+from pipeline.parts import part_name
 from pipeline.stage import KEPT, Resources
 from pipeline.storage import Store
 
@@ -25,29 +25,33 @@ GROUP_ROWS = 1_000_000  # rows that one worker signs, and so one file of the exc
 BUCKET_ENTRIES = 4_000_000  # entries of a bucket: about 150 MB while it is sorted
 VERIFY_PAIRS = 500_000
 
+Source = tuple[str, int, int]  # a committed table of rows: its path, what to add to its row numbers, its row count
 
-def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, sources: list[Part], parts: list[Part]) -> list[Done]:
-    """Writes `folder`/part-N.parquet (row, the stage's columns, fate, detail) for the rows of `sources`, then done.json.
 
-    `sources` are tables with row, fate and what the stage reads; `parts` say how the result is cut. The connection must
-    have a view `alive_rows` (row, uid, part) of the same rows.
+def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, sources: list[Source]) -> list[Done]:
+    """Writes `folder`/part-N.parquet (row, the stage's columns, fate, detail) for the alive rows, then done.json.
+
+    `sources` are tables with row, fate and what the stage reads. The connection must have a view `alive_rows` of the
+    same rows: row, uid, part, and the stage's `payload` column.
     """
     steps = f"{folder}/steps"
     groups = list(_groups(sources))
-    total = sum(part.rows for part in sources)
+    total = sum(rows for _, _, rows in sources)
     buckets = max(1, min(1024, -(-total * stage.entries_per_row // BUCKET_ENTRIES)))
-    keyed = [{"id": f"{steps}/keyed-{i:05d}", "out": f"{steps}/keyed-{i:05d}.arrow", "buckets": buckets, "parts": g} for i, g in enumerate(groups)]
+    keyed = [{"id": f"{steps}/keyed-{i:05d}", "buckets": buckets, "parts": group} for i, group in enumerate(groups)]
+    keyed = [{**job, "out": f"{job['id']}.arrow"} for job in keyed]
     results = _missing(engine, store, ShuffleWork(store, stage, "key"), keyed)
     paths = [job["out"] for job in keyed]
-    pairs = [{"id": f"{steps}/pairs-{b:05d}", "out": f"{steps}/pairs-{b:05d}.parquet", "bucket": b, "keyed": paths} for b in range(buckets)]
+    pairs = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets)]
+    pairs = [{**job, "out": f"{job['id']}.parquet"} for job in pairs]
     results += _missing(engine, store, ShuffleWork(store, stage, "pair"), pairs)
     if stage.payload:
-        verify = list(_join_texts(con, store, stage, steps, [job["out"] for job in pairs], sources))
+        verify = list(_join_texts(con, store, stage, steps, [job["out"] for job in pairs]))
         results += _missing(engine, store, ShuffleWork(store, stage, "verify"), verify)
     edges = [f"{steps}/{name}" for name in store.names(steps, ".edges.parquet")]
     labels = {"id": f"{steps}/labels", "out": f"{steps}/labels.parquet", "edges": edges}
     results += _missing(engine, store, ShuffleWork(store, stage, "connect"), [labels])
-    _write_parts(con, store, stage, folder, steps, [job["out"] for job in pairs], parts)
+    _write_parts(con, store, stage, folder, steps)
     counts = store.read_json(f"{steps}/labels.json")
     store.write_json(f"{folder}/done.json", {"rows": total, "counts": counts})
     store.remove(steps)
@@ -58,12 +62,12 @@ def _missing(engine: Engine, store: Store, work: Any, jobs: list[Job]) -> list[D
     return engine.tasks(work, [job for job in jobs if not store.exists(job["out"])])
 
 
-def _groups(sources: list[Part]) -> Iterator[list[tuple[str, int]]]:
+def _groups(sources: list[Source]) -> Iterator[list[tuple[str, int]]]:
     held: list[tuple[str, int]] = []
     rows = 0
-    for part in sources:
-        held.append((part.path, part.base))
-        rows += part.rows
+    for path, base, count in sources:
+        held.append((path, base))
+        rows += count
         if rows >= GROUP_ROWS:
             yield held
             held, rows = [], 0
@@ -71,13 +75,13 @@ def _groups(sources: list[Part]) -> Iterator[list[tuple[str, int]]]:
         yield held
 
 
-def _join_texts(con: Any, store: Store, stage: Any, steps: str, pairs: list[str], sources: list[Part]) -> Iterator[Job]:
+def _join_texts(con: Any, store: Store, stage: Any, steps: str, pairs: list[str]) -> Iterator[Job]:
     """Candidate pairs with both texts, cut into tables to verify; DuckDB joins them out of core."""
     have = store.names(steps, ".texts.parquet")
     if not store.exists(f"{steps}/texts.json"):
         schema = pa.schema([("a", pa.int64()), ("b", pa.int64())])
         views.files(con, "candidates", store, pairs, schema)
-        text = f'SELECT row, "{stage.payload}" AS text FROM rows'
+        text = f'SELECT row, "{stage.payload}" AS text FROM alive_rows'
         sql = (
             f"SELECT c.a, c.b, ta.text AS text_a, tb.text AS text_b FROM (SELECT DISTINCT a, b FROM candidates) c "
             f"JOIN ({text}) ta ON ta.row = c.a JOIN ({text}) tb ON tb.row = c.b ORDER BY c.a, c.b"
@@ -99,3 +103,96 @@ def _cut(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
             held = []
     if held:
         yield pa.Table.from_batches(held)
+
+
+def write_sources(con: Any, stage: Any, store: Store, folder: str) -> list[Source]:
+    """The view `alive_rows` as tables with what the stage reads, for rows that lie in no part of their own (images)."""
+    columns = ", ".join(f'"{name}"' for name in ["row", *(n for n in stage.reads if n != "row"), "fate"])
+    out: list[Source] = []
+    for number, table in enumerate(_cut(views.batches(con, f"SELECT {columns} FROM alive_rows ORDER BY row"), GROUP_ROWS)):
+        path = f"{folder}/steps/rows-{number:05d}.parquet"
+        store.write_table(path, table)
+        out.append((path, 0, len(table)))
+    return out
+
+
+@dataclass
+class ShuffleWork:
+    """One step of the shuffle for one group of rows, one bucket, one table of pairs, or all edges."""
+
+    store: Store
+    stage: Any
+    step: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage.name} ({self.step})"
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=1, memory=3 << 30)
+
+    def open(self) -> None:
+        self.stage.open()
+
+    def __call__(self, job: Job, _careful: bool) -> Done:
+        timings: dict[str, Timing] = {}
+        with HEART.at(job["id"], self.stage.name, int(job.get("rows", 0)), timings):
+            rows: int = getattr(self, f"_{self.step}")(job)
+        return {"rows": rows, "timings": as_dict(timings)}
+
+    def _key(self, job: Job) -> int:
+        """Rows -> entries, sorted into the exchange's buckets."""
+        tables = []
+        for path, base in job["parts"]:
+            table = self.store.read_table(path, list(dict.fromkeys(["row", *self.stage.reads, "fate"])))
+            table = table.filter(pc.equal(table["fate"], KEPT)).drop_columns(["fate"])
+            tables.append(table.set_column(table.schema.get_field_index("row"), "row", pc.add(table["row"], base)))
+        rows = pa.concat_tables(tables)
+        entries = self.stage.keyed(rows)
+        bucket = (entries["key"].to_numpy() % np.uint64(job["buckets"])).astype(np.int64)
+        exchange.write(self.store, job["out"], entries, bucket, job["buckets"])
+        return len(rows)
+
+    def _pair(self, job: Job) -> int:
+        """One bucket -> candidate pairs, proven edges, fates; candidates last, since they say that it is done."""
+        entries = exchange.read(self.store, job["keyed"], job["bucket"])
+        found = self.stage.pairs(entries)
+        stem = job["out"].removesuffix(".parquet")
+        self.store.write_table(f"{stem}.edges.parquet", found.edges)
+        self.store.write_table(f"{stem}.fates.parquet", found.fates)
+        self.store.write_json(f"{stem}.json", found.counts)
+        self.store.write_table(job["out"], found.candidates)
+        return 0
+
+    def _verify(self, job: Job) -> int:
+        pairs = self.store.read_table(job["texts"])
+        self.store.write_table(job["out"], self.stage.verify(pairs))
+        return len(pairs)
+
+    def _connect(self, job: Job) -> int:
+        """All edges -> the component of each row that has any."""
+        found = self.stage.components(self.store.read_table(path) for path in job["edges"])
+        counts = dict(found.counts)
+        for path in job["edges"]:
+            other = path.replace(".edges.parquet", ".json")
+            for name, count in (self.store.read_json(other) if self.store.exists(other) else {}).items():
+                counts[name] = counts.get(name, 0) + count
+        self.store.write_json(job["out"].replace(".parquet", ".json"), counts)
+        self.store.write_table(job["out"], found.labels)
+        return len(found.labels)
+
+
+def _write_parts(con: Any, store: Store, stage: Any, folder: str, steps: str) -> None:
+    """For each row its cluster (the uid of the cluster's smallest row), the cluster's size and its fate, cut into parts."""
+    cluster, size = list(stage.adds)
+    fates = [f"{steps}/{name}" for name in store.names(steps, ".fates.parquet")]
+    views.files(con, "shuffle_fates", store, fates, pa.schema([("row", pa.int64()), ("fate", pa.string()), ("detail", pa.string())]))
+    views.files(con, "shuffle_labels", store, [f"{steps}/labels.parquet"], pa.schema([]))
+    sql = (
+        f"SELECT a.part, a.row, coalesce(r.uid, a.uid) AS {cluster}, CAST(coalesce(l.size, 1) AS INTEGER) AS {size}, "
+        f"coalesce(f.fate, '{KEPT}') AS fate, f.detail FROM alive_rows a LEFT JOIN shuffle_labels l ON l.row = a.row "
+        "LEFT JOIN alive_rows r ON r.row = l.root LEFT JOIN shuffle_fates f ON f.row = a.row ORDER BY a.part, a.row"
+    )
+    for part, table in views.grouped(con, sql, "part"):
+        store.write_table(f"{folder}/{part_name(part)}", table)

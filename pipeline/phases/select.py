@@ -1,0 +1,47 @@
+"""Phase `selection`: which rows are kept, by rules and clusters over all columns, and each one's shard and place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import views
+from pipeline.errors import ContractError
+from pipeline.known import Known
+from pipeline.parts import part_name
+
+SCHEMA = pa.schema([("row", pa.int64()), ("fate", pa.string()), ("detail", pa.string()), ("shard", pa.int32()), ("index", pa.int32())])
+
+
+def run_phase(known: Known, con: Any) -> None:
+    """Writes selection/KEY/part-N.parquet for all rows, then done.json. Needs the view `known`."""
+    layout, store, folder = known.run.layout, known.run.store, known.folder("selection")
+    stage = selection_stage(known)
+    dedup = layout.dedup.stage.config.on if layout.dedup else None
+    stage.run(con, "known", seed=known.run.config.run.seed, shards=layout.shards.stage.config, dedup_on=dedup)
+    rows = 0
+    sql = "SELECT k.part, s.* FROM selected s JOIN known k ON k.row = s.row ORDER BY k.part, s.row"
+    for part, table in views.grouped(con, sql, "part"):
+        store.write_table(f"{folder}/{part_name(part)}", table.select(SCHEMA.names).cast(SCHEMA))
+        rows += len(table)
+    expected = sum(part.rows for part in known.parts)
+    if rows != expected:
+        raise ContractError(f"selection gave {rows} fates for {expected} rows")
+    kept, shards = con.execute("SELECT count(*) FILTER (fate = 'kept'), coalesce(max(shard) + 1, 0) FROM selected").fetchone()
+    store.write_json(f"{folder}/done.json", {"rows": rows, "kept": kept, "shards": shards})
+
+
+def selection_stage(known: Known) -> Any:
+    """The config's selection, or one without rules."""
+    from stages.selection import Selection
+
+    entry = known.run.layout.selection
+    return entry.stage if entry else Selection()
+
+
+def view_selected(known: Known, con: Any) -> None:
+    """View `selected` over the committed selection."""
+    folder = known.folder("selection")
+    paths = [f"{folder}/{name}" for name in known.run.store.names(folder, ".parquet")]
+    views.files(con, "selected", known.run.store, paths, SCHEMA)

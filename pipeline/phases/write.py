@@ -1,0 +1,169 @@
+"""Phase `shards`: the kept rows' images travel through the exchange to their shard, and each shard is written by one worker.
+
+Nothing of a published key is ever overwritten; `shards/manifest.json` is replaced last, and names the current key.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import exchange, views
+from pipeline.engine import Done, Engine, Job
+from pipeline.heart import HEART, Timing, as_dict
+from pipeline.known import Known
+from pipeline.stage import Resources
+from pipeline.storage import Store
+
+GROUP_IMAGES = 20_000  # images that one worker moves at once: about 400 MB at 20 KB each
+MAX_BUCKETS = 4096
+
+
+def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
+    """Writes every missing shard of the key, then its indices and the manifest. Needs views `known`, `selected`, `pool`."""
+    run, store, folder = known.run, known.run.store, known.folder("shards")
+    facts = store.read_json(f"{known.folder('selection')}/done.json")
+    shards, steps = int(facts["shards"]), f"tmp/{folder}"
+    stage = run.layout.shards.stage
+    written = {int(name[6:-5]) for name in store.names(f"{steps}/facts", ".json")}
+    results: list[Done] = []
+    if len(written) < shards:
+        moves = _plan_moves(known, con, steps, shards)
+        work = MoveWork(store)
+        results = engine.tasks(work, [job for job in moves if not store.exists(job["out"])])
+        _plan_rows(known, con, steps, written)
+        jobs = [_shard_job(steps, folder, shard, shards, moves) for shard in range(shards) if shard not in written]
+        results += engine.tasks(WriteWork(store, stage, shards), jobs)
+    publish(known, [store.read_json(f"{steps}/facts/{name}") for name in store.names(f"{steps}/facts", ".json")])
+    store.remove(steps)
+    return results
+
+
+def publish(known: Known, facts: list[dict[str, Any]]) -> None:
+    """Writes sizes.json, the wids index and, last, the manifest that makes this key the current one."""
+    from stages import shards as sink
+
+    store, folder = known.run.store, known.folder("shards")
+    for name, value in sink.finish(facts, known.run.config.run.name).items():
+        store.write_json(f"{folder}/{name}", value)
+    manifest = sink.manifest(known.keys["shards"], facts)
+    store.write_json(f"{folder}/done.json", {"shards": len(facts)})
+    store.write_json("shards/manifest.json", manifest)
+
+
+def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
+    """A job for each group of pool files: which of their images go to which shard."""
+    store = known.run.store
+    buckets = min(shards, MAX_BUCKETS)
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch, s.shard, s.\"index\" FROM selected s "
+        "JOIN known k ON k.row = s.row JOIN pool p ON p.fetch = k.fetch WHERE s.fate = 'kept'"
+    )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE groups AS SELECT filename, "
+        f"CAST((sum(n) OVER (ORDER BY filename) - n) // {GROUP_IMAGES} AS BIGINT) AS part "
+        "FROM (SELECT filename, count(*) AS n FROM moves GROUP BY filename)"
+    )
+    jobs = []
+    sql = "SELECT g.part, m.* FROM moves m JOIN groups g USING (filename) ORDER BY g.part, m.shard, m.\"index\""
+    for group, table in views.grouped(con, sql, "part"):
+        place = f"{steps}/moves-{group:05d}.parquet"
+        store.write_table(place, table)
+        stem = f"{steps}/images-{group:05d}"
+        jobs.append({"id": stem, "moves": place, "out": f"{stem}.arrow", "buckets": buckets, "shards": shards})
+    return jobs
+
+
+def _plan_rows(known: Known, con: Any, steps: str, written: set[int]) -> None:
+    """For each shard the table of its rows: kept ones in their order, then the dropped ones that it also lists."""
+    sql = (
+        'SELECT s.shard AS part, s.shard, s."index", s.fate, s.detail, k.* EXCLUDE (fate, detail, part) '
+        'FROM selected s JOIN known k ON k.row = s.row ORDER BY s.shard, s."index" NULLS LAST, s.row'
+    )
+    for shard, table in views.grouped(con, sql, "part"):
+        if shard not in written:
+            known.run.store.write_table(f"{steps}/rows-{shard:05d}.parquet", table)
+
+
+def _shard_job(steps: str, folder: str, shard: int, shards: int, moves: list[Job]) -> Job:
+    return {
+        "id": f"{steps}/shard-{shard:05d}",
+        "shard": shard,
+        "rows": f"{steps}/rows-{shard:05d}.parquet",
+        "images": [job["out"] for job in moves],
+        "bucket": bucket_of(np.array([shard]), shards)[0].item(),
+        "folder": folder,
+        "facts": f"{steps}/facts/facts-{shard:05d}.json",
+    }
+
+
+def bucket_of(shard: np.ndarray, shards: int) -> np.ndarray:
+    """The exchange's bucket of a shard: one each, or several neighbours where there are more than MAX_BUCKETS."""
+    return shard * min(shards, MAX_BUCKETS) // shards
+
+
+@dataclass
+class MoveWork:
+    """Reads the wanted images of some pool files and sorts them by shard into a file of the exchange."""
+
+    store: Store
+    name: str = "shards (move)"
+    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=2 << 30))
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, job: Job, _careful: bool) -> Done:
+        moves = self.store.read_table(job["moves"])
+        timings: dict[str, Timing] = {}
+        with HEART.at(job["id"], "move", len(moves), timings):
+            tables = []
+            prefix = self.store.address("")
+            for file in moves["filename"].unique().to_pylist():
+                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch", "image"])
+                mine = moves.filter(pa.compute.equal(moves["filename"], file))
+                at = pa.compute.index_in(mine["fetch"], pool["fetch"])
+                tables.append(mine.select(["shard", "index"]).append_column("image", pool["image"].take(at)))
+            images = pa.concat_tables(tables)
+            bucket = bucket_of(images["shard"].to_numpy().astype(np.int64), job["shards"])
+            exchange.write(self.store, job["out"], images, bucket, job["buckets"])
+        return {"rows": len(moves), "timings": as_dict(timings)}
+
+
+@dataclass
+class WriteWork:
+    """Writes one shard: its files locally, then up, the statistics last; and notes its facts."""
+
+    store: Store
+    stage: Any
+    shards: int
+    name: str = "shards"
+    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=3 << 30))
+
+    def open(self) -> None:
+        self.stage.open()
+
+    def __call__(self, job: Job, _careful: bool) -> Done:
+        from stages import shards as sink
+
+        rows = self._rows(job)
+        timings: dict[str, Timing] = {}
+        with HEART.at(job["id"], "shards", len(rows), timings), tempfile.TemporaryDirectory(prefix="shardmill-shard-") as name:
+            facts = sink.write_shard(Path(name), job["shard"], rows, self.stage.config, self.shards)
+            for file in facts.files:
+                self.store.put(Path(name) / file, f"{job['folder']}/{file}")
+        self.store.write_json(job["facts"], asdict(facts))
+        return {"rows": len(rows), "samples": facts.samples, "bytes": facts.bytes, "timings": as_dict(timings)}
+
+    def _rows(self, job: Job) -> pa.Table:
+        """The shard's rows with their images, null for the dropped ones."""
+        rows = self.store.read_table(job["rows"])
+        images = exchange.read(self.store, job["images"], job["bucket"])
+        images = images.filter(pa.compute.equal(images["shard"], job["shard"]))
+        at = pa.compute.index_in(rows["index"], images["index"])
+        return rows.append_column("image", images["image"].take(at))

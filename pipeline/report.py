@@ -1,0 +1,114 @@
+"""`shardmill report`: what came of a run, as report.json and as a summary on the terminal. Every count is a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.known import Known
+from pipeline.ledger import Balance
+from pipeline.storage import Store
+
+BINS = 20
+
+
+def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str, Any], phases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Makes report/report.json from the views `known` and `selected`; returns it."""
+    run, level = known.run, known.run.layout.level
+    manifest = run.store.read_json("shards/manifest.json")
+    report: dict[str, Any] = {
+        "run": run.config.run.name,
+        "shards_at": run.store.address(known.folder("shards")),
+        "scored": "yes" if run.layout.scored else "not scored",
+        **facts,
+        **_level(balances[level]),
+        **({"parents": _level(balances["rows"])} if level == "children" else {}),
+        "shards": {"count": len(manifest["shards"]), "samples": manifest["samples"], "bytes": sum(s["bytes"] for s in manifest["shards"])},
+        "histograms": _histograms(known, con),
+        "bytes": _bytes(known, con),
+        "session": _session(phases),
+    }
+    run.store.write_json("report/report.json", report)
+    return report
+
+
+def _level(found: Balance) -> dict[str, Any]:
+    dropped = dict(sorted(found.dropped.items(), key=lambda item: (-item[1], item[0])))
+    return {"rows_in": found.rows_in, "kept": found.kept, "dropped": dropped}
+
+
+def _session(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What this session worked: seconds a phase; rows, worker seconds and rows a worker second for each stage in it."""
+    out = []
+    for phase in phases:
+        stages: dict[str, dict[str, float]] = {}
+        for done in phase["done"]:
+            for stage, timing in done.get("timings", {}).items():
+                total = stages.setdefault(stage, {"rows": 0, "seconds": 0.0, "cpu_seconds": 0.0})
+                for name in total:
+                    total[name] = round(total[name] + timing[name], 4)
+        for total in stages.values():
+            total["rows_per_second"] = round(total["rows"] / max(total["seconds"], 1e-9), 1)
+        out.append({"phase": phase["phase"], "jobs": phase["jobs"], "seconds": phase["seconds"], "stages": stages})
+    return out
+
+
+def _histograms(known: Known, con: Any) -> dict[str, Any]:
+    """Counts before and after selection of score and size, over the rows that have them."""
+    columns = ["original_width", "original_height", "chars", *(["similarity"] if known.run.layout.scored else [])]
+    return {name: _histogram(con, name) for name in columns}
+
+
+def _histogram(con: Any, column: str) -> dict[str, Any]:
+    source = f'(SELECT k."{column}" AS x, s.fate = \'kept\' AS kept FROM known k JOIN selected s ON s.row = k.row WHERE k."{column}" IS NOT NULL)'
+    low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchone()
+    if low is None:
+        return {"edges": [], "rows": [], "kept": []}
+    width = (high - low) / BINS or 1
+    found = con.execute(
+        f"SELECT least(CAST(floor((x - {low}) / {width}) AS INTEGER), {BINS - 1}) AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
+    ).fetchall()
+    rows, kept = [0] * BINS, [0] * BINS
+    for at, n, k in found:
+        rows[at], kept[at] = n, k
+    return {"edges": [round(low + i * width, 6) for i in range(BINS + 1)], "rows": rows, "kept": kept}
+
+
+def _bytes(known: Known, con: Any) -> dict[str, int]:
+    fetched = con.execute("SELECT coalesce(sum(fetched_bytes), 0) FROM (SELECT any_value(fetched_bytes) AS fetched_bytes FROM known GROUP BY fetch)")
+    return {"downloaded": int(fetched.fetchone()[0])}
+
+
+def show(run: str) -> None:
+    """Prints the summary of a finished run. Raises UserError where there is none."""
+    store = Store(run)
+    if not store.exists("report/report.json"):
+        raise UserError(f"{run}: no report here; run the config first")
+    print_summary(store.read_json("report/report.json"), store.address("report/report.json"))
+
+
+def print_summary(report: dict[str, Any], path: str) -> None:
+    """The summary that ends a run: the funnel with shares, what was made, where it lies, what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{report['run']}: {report['rows_in']:,} rows in", box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("fate")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for fate, rows in [("kept", report["kept"]), *report["dropped"].items()]:
+        share = rows / max(1, report["rows_in"])
+        bar = "█" * max(1 if rows else 0, round(32 * share))
+        table.add_row(fate, f"{rows:,}", f"{share:.1%}", bar, style="green" if fate == "kept" else None)
+    console.print(table)
+    shards = report["shards"]
+    console.print(f"\n{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB: {report['shards_at']}", soft_wrap=True)
+    if report["scored"] != "yes":
+        console.print("not scored: no image was compared with its caption; mismatched pairs are still in")
+    if "demonstration" in report:
+        console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
+    console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")
+    root = report["shards_at"].rpartition("/shards/")[0]
+    console.print(f"report: {path}\nnext:   shardmill verify {root}   ·   shardmill explain {root} URL", soft_wrap=True)

