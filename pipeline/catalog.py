@@ -54,7 +54,7 @@ def stage_class(name: str) -> type[Stage]:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as err:
+    except (ImportError, AttributeError, SyntaxError) as err:
         raise UserError(f"stages.{name}: cannot import {target}: {err}; is the file on PYTHONPATH or in the current folder?") from err
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise UserError(f"stages.{name}: {target} is no subclass of pipeline.stage.Stage")
@@ -65,8 +65,14 @@ def stage_class(name: str) -> type[Stage]:
 
 def resolve(config: RunConfig, where: str = "config") -> list[Entry]:
     """All stages of a config in order, each with its typed Config; `shards` (top level) comes last."""
-    raw: dict[str, Any] = {**config.stages, "shards": config.shards}
-    return [entry(name, options, where) for name, options in raw.items()]
+    if "shards" in config.stages:
+        raise UserError(f"{where}: stages.shards: shards stands at the top level, beside stages")
+    entries = [entry(name, options, where) for name, options in {**config.stages, "shards": config.shards}.items()]
+    named: dict[str, str] = {}
+    for e in entries:
+        if (other := named.setdefault(e.stage.name, e.name)) != e.name:
+            raise UserError(f"{where}: stages.{e.name}: its name {e.stage.name!r} is {other}'s too; give it another")
+    return entries
 
 
 def entry(name: str, options: Any = None, where: str = "config") -> Entry:

@@ -6,6 +6,7 @@ The entries under `stages` stay raw here: config lies below the stages, so `cata
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,11 +20,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Input(Strict):
+    """The list of links, or of shards that lie there already."""
+
     path: str | list[str]
     """File, folder, glob or fsspec URL (or a list of them); `sample://laion` is the embedded sample."""
     columns: str | dict[str, str] = "auto"
     """`auto` recognises published spellings; else our name -> the table's name, as {url: LINK, caption: ALT}."""
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "json", "img2dataset"] = "auto"
+    """What the files are; `auto` goes by their names (and a folder of shards is img2dataset's)."""
     header: Literal["auto", "cc3m", "cc12m"] | list[str] = "auto"
     """For headerless tables: the published column order, or the columns' names."""
     storage_options: dict[str, Any] = {}
@@ -31,10 +35,14 @@ class Input(Strict):
 
 
 class Run(Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Where the run lies and how it is cut."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    """The name of the run's folder under `root`."""
     root: str = "runs"
     """Folder or fsspec URL under which the run's folder lies."""
     seed: int = Field(0, ge=0)
+    """Decides about every shuffle and random choice."""
     part_rows: int = Field(10_000, ge=1, le=1_000_000)
     """Input rows a part: the unit of commit."""
     stall_s: float = Field(600, gt=0)
@@ -46,20 +54,28 @@ class Run(Strict):
 
 
 class Pool(Strict):
+    """What was fetched: every image, with what is known of it."""
+
     keep: bool = True
     """Keep the fetched images after the shards are written. Without them a changed threshold costs a new crawl."""
 
 
 class Ray(Strict):
+    """Where the work is done."""
+
     address: str = "local"
     """`local` starts Ray here; `auto` or HOST:PORT joins a Ray cluster."""
     num_cpus: int | None = Field(None, ge=1)
+    """CPUs of a Ray that is started here; null takes all of the machine's."""
     object_store_memory: int = Field(512 << 20, ge=100 << 20)
     """Bytes of shared memory for a Ray that is started here."""
 
 
 class Report(Strict):
+    """What the report holds."""
+
     thumbnails: bool = True
+    """Keep small pictures of some samples for the report."""
 
 
 class RunConfig(Strict):
@@ -68,11 +84,13 @@ class RunConfig(Strict):
     input: Input
     run: Run
     stages: dict[str, Any]
-    """Ordered: stage name, or `module:Class` for a stage of one's own -> that stage's options."""
+    """In the order of the run: stage name, or `module:Class` for a stage of one's own -> that stage's options."""
     pool: Pool = Pool()
     shards: dict[str, Any] = {}
+    """The options of the shards: size, order, layout."""
     ray: Ray = Ray()
     train: dict[str, Any] = {}
+    """The options of training on the shards."""
     report: Report = Report()
 
 
@@ -81,10 +99,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     source = Path(path)
     if not source.is_file():
         raise UserError(f"{source}: no such config; see the presets in configs/")
-    try:
-        raw = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as err:
-        raise UserError(f"{source}: not valid YAML: {err}") from err
+    raw = _parse(source.read_text(encoding="utf-8"), str(source))
     if not isinstance(raw, dict):
         raise UserError(f"{source}: expected a mapping with input, run and stages")
     for override in overrides or []:
@@ -92,28 +107,52 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     return validate(RunConfig, raw, str(source))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, but a key that stands twice in one map is refused instead of the first one being lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as err:
+        place = f"line {err.problem_mark.line + 1}, column {err.problem_mark.column + 1}: " if err.problem_mark else ""
+        raise UserError(f"{where}: not valid YAML: {place}{err.problem}") from err
+    except yaml.YAMLError as err:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(err).split())}") from err
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     """Sets `key.sub=value` in the raw config; `a.0.b` reaches into lists."""
     dotted, eq, text = override.partition("=")
     if not eq or not dotted:
         raise UserError(f"--set {override}: expected key.sub=value")
+    value = _parse(text, f"--set {override}")
     node: Any = raw
-    *parents, last = dotted.split(".")
-    for part in parents:
-        if isinstance(node, list):
-            node = node[_index(node, part, override)]
-        elif node.get(part) is None:
+    rest = dotted
+    while True:
+        part, rest = _first_part(node, rest)
+        at = _index(node, part, override) if isinstance(node, list) else part
+        if not rest:
+            node[at] = value
+            return
+        if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-            node = node[part]
-        else:
-            node = node[part]
+        node = node[at]
         if not isinstance(node, dict | list):
             raise UserError(f"--set {override}: {part} is a value, not a section")
-    value = yaml.safe_load(text)
-    if isinstance(node, list):
-        node[_index(node, last, override)] = value
-    else:
-        node[last] = value
+
+
+def _first_part(node: Any, dotted: str) -> tuple[str, str]:
+    """The first key of `a.b.c` and the rest; a key of the section that holds dots itself (`my.module:Class`) is found whole."""
+    whole = [key for key in node if isinstance(node, dict) and "." in str(key) and f"{dotted}.".startswith(f"{key}.")]
+    part = str(max(whole, key=len)) if whole else dotted.partition(".")[0]
+    return part, dotted[len(part) + 1 :]
 
 
 def _index(node: list[Any], part: str, override: str) -> int:

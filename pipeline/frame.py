@@ -35,7 +35,7 @@ def framed(table: pa.Table, first_row: int = 0) -> pa.Table:
 
 def apply(stage: Stage, table: pa.Table) -> pa.Table:
     """Runs a rows stage over the alive rows of `table`; dead rows keep their fate and get nulls in the new columns."""
-    mask = alive(table)
+    mask = _alive(table)
     out = _work(stage, _view(stage, table, mask)) if pc.any(mask).as_py() else None
     return _merge(stage, table, mask, out)
 
@@ -46,7 +46,7 @@ async def apply_stream(stage: Any, table: pa.Table) -> AsyncIterator[pa.Table]:
     Yields tables of `table`'s rows with the stage's columns; together they hold each row once. Dead rows come first.
     Such a stage must not raise for a row.
     """
-    mask = alive(table)
+    mask = _alive(table)
     if not pc.all(mask).as_py():
         dead = table.filter(pc.invert(mask))
         yield _merge(stage, dead, alive(dead), None)
@@ -56,8 +56,11 @@ async def apply_stream(stage: Any, table: pa.Table) -> AsyncIterator[pa.Table]:
     seen = np.zeros(len(rows), dtype=bool)
     sorter = np.argsort(numbers)
     async for out in stage.stream(view) if len(rows) else _nothing():
-        at = sorter[np.searchsorted(numbers, out["row"].to_numpy(), sorter=sorter)]
-        if seen[at].any():
+        got = out["row"].to_numpy()
+        at = sorter[np.minimum(np.searchsorted(numbers, got, sorter=sorter), len(rows) - 1)]
+        if (numbers[at] != got).any():
+            raise ContractError(f"{stage.name} returned a row that it did not get")
+        if seen[at].any() or len(np.unique(at)) < len(at):
             raise ContractError(f"{stage.name} returned a row twice")
         seen[at] = True
         batch = rows.take(pa.array(at))
@@ -80,20 +83,27 @@ def apply_all(stages: Iterable[Stage], table: pa.Table) -> pa.Table:
 
 def expand(stage: Stage, table: pa.Table) -> Expanded:
     """Runs an expand stage; a parent that stays `kept` has at least one child, and only such parents have children."""
-    mask = alive(table)
+    mask = _alive(table)
     if not pc.any(mask).as_py():
         return Expanded(table, _empty_children(stage))
     parts = _expand_work(stage, _view(stage, table, mask))
     rows = pa.concat_tables([part.rows for part in parts])
     children = pa.concat_tables([part.children for part in parts])
     merged = _merge(stage, table, mask, rows, adds=False)
-    kept = set(merged.filter(alive(merged))["row"].to_pylist())
-    parents = set(children["parent"].to_pylist())
-    if kept != parents:
-        raise ContractError(
-            f"{stage.name}: {len(kept - parents)} rows are kept without a child and {len(parents - kept)} children have no kept parent"
-        )
+    _check_parents(stage, merged.filter(alive(merged))["row"].to_numpy(), children["parent"].to_numpy())
     return Expanded(merged, children)
+
+
+def _check_parents(stage: Stage, kept: np.ndarray, parents: np.ndarray) -> None:
+    """Each kept row has children, only they have, and the children stand in the order of their parents."""
+    firsts = np.ones(len(parents), dtype=bool)
+    firsts[1:] = parents[1:] != parents[:-1]
+    if np.array_equal(parents[firsts], kept):
+        return
+    childless, orphans = len(np.setdiff1d(kept, parents)), int((~np.isin(parents, kept)).sum())
+    if childless or orphans:
+        raise ContractError(f"{stage.name}: {childless} rows are kept without a child and {orphans} children have no kept parent")
+    raise ContractError(f"{stage.name}: the children of one parent must stand together, in the order of their parents")
 
 
 def machine_fault(err: BaseException) -> bool:
@@ -107,6 +117,12 @@ def machine_fault(err: BaseException) -> bool:
 def error_text(err: BaseException) -> str:
     """Class and message of an error on one line, cut to what a ledger should hold."""
     return f"{type(err).__name__}: {' '.join(str(err).split())}"[:DETAIL_CHARS]
+
+
+def _alive(table: pa.Table) -> pa.ChunkedArray:
+    if unknown := table["fate"].null_count:
+        raise ContractError(f"{unknown} rows have no fate; framed(table) gives every row one")
+    return alive(table)
 
 
 def _view(stage: Stage, table: pa.Table, mask: Any) -> pa.Table:
@@ -138,30 +154,38 @@ def _expand_work(stage: Stage, rows: pa.Table) -> list[Expanded]:
         if machine_fault(err):
             raise
         if len(rows) == 1:
-            return [Expanded(_with_fate(rows, f"{stage.name}:error", error_text(err)), _empty_children(stage))]
+            failed = _with_fate(rows, f"{stage.name}:error", error_text(err))
+            return [Expanded(failed.select(list(FRAME_COLUMNS)), _empty_children(stage))]
         half = len(rows) // 2
         return _expand_work(stage, rows[:half]) + _expand_work(stage, rows[half:])
-    if not out.rows["row"].equals(rows["row"]):
-        raise ContractError(f"{stage.name} lost, added or moved rows")
-    _check_fates(stage, out.rows)
+    if not isinstance(out, Expanded):
+        raise ContractError(f"{stage.name} returned {type(out).__name__}, not Expanded(rows, children)")
+    _check_rows(stage, rows, out.rows)
     wanted = ["parent", *stage.adds]
     types = [pa.int64(), *(column.type for column in stage.adds.values())]
-    return [Expanded(out.rows, _typed(stage, out.children, wanted, types))]
+    same = _typed(stage, out.rows, list(FRAME_COLUMNS), list(FRAME_COLUMNS.values()))
+    return [Expanded(same, _typed(stage, out.children, wanted, types))]
 
 
 def _checked(stage: Stage, rows: pa.Table, out: Any) -> pa.Table:
     """The stage's columns in declared order and type; raises ContractError where the stage broke its word."""
-    if not isinstance(out, pa.Table):
-        raise ContractError(f"{stage.name} returned {type(out).__name__}, not a pyarrow Table")
-    if "row" not in out.column_names or not out["row"].equals(rows["row"]):
-        raise ContractError(f"{stage.name} lost, added or moved rows ({len(rows)} went in, {len(out)} came out)")
-    _check_fates(stage, out)
+    _check_rows(stage, rows, out)
     return _typed(
         stage,
         out,
         [*FRAME_COLUMNS, *stage.adds],
         [*FRAME_COLUMNS.values(), *(column.type for column in stage.adds.values())],
     )
+
+
+def _check_rows(stage: Stage, rows: pa.Table, out: Any) -> None:
+    if not isinstance(out, pa.Table):
+        raise ContractError(f"{stage.name} returned {type(out).__name__}, not a pyarrow Table")
+    if lost := [name for name in FRAME_COLUMNS if name not in out.column_names]:
+        raise ContractError(f"{stage.name} returned a table without {', '.join(lost)}")
+    if not out["row"].equals(rows["row"]):
+        raise ContractError(f"{stage.name} lost, added or moved rows ({len(rows)} went in, {len(out)} came out)")
+    _check_fates(stage, out)
 
 
 def _typed(stage: Stage, table: pa.Table, names: list[str], types: list[pa.DataType]) -> pa.Table:
@@ -199,7 +223,12 @@ def _merge(stage: Stage, table: pa.Table, mask: Any, out: pa.Table | None, adds:
         values = pa.nulls(n, column.type) if out is None else out[name].take(index)
         at = table.schema.get_field_index(name)
         field = pa.field(name, column.type)
-        table = table.append_column(field, values) if at < 0 else table.set_column(at, field, values)
+        if at < 0:
+            table = table.append_column(field, values)
+            continue
+        if table.schema.field(at).type == column.type:  # a stage that rewrites a column: dead rows keep what they had
+            values = table[name] if out is None else pc.if_else(mask, values, table[name])
+        table = table.set_column(at, field, values)
     return table
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 KEPT = "kept"
 
@@ -130,8 +131,18 @@ def keyed_config(config: BaseModel) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, info in type(config).model_fields.items():
         extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("keyless"):
-            continue
-        value = getattr(config, name)
-        out[name] = keyed_config(value) if isinstance(value, BaseModel) else config.model_dump(mode="json", include={name})[name]
+        if not (isinstance(extra, dict) and extra.get("keyless")):
+            out[name] = _keyed(getattr(config, name))
     return out
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return keyed_config(value)
+    if isinstance(value, Mapping):
+        return {str(key): _keyed(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_keyed(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(to_jsonable_python(value))
+    return to_jsonable_python(value)
