@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pipeline import careful
 from pipeline.config import RunConfig
@@ -234,6 +235,7 @@ def _youngest(now: list[tuple[str, str, float]], finished: set[str]) -> list[tup
 def _init_ray(config: RunConfig) -> bool:
     """True when Ray was started here and so is ours to end."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ lines that say nothing to a user
     import ray
     from ray.data import DataContext
 
@@ -257,7 +259,7 @@ def _init_ray(config: RunConfig) -> bool:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told by us, once
     return owns
 
 
@@ -314,22 +316,24 @@ def _host_budget(options: dict[str, Any]) -> Any:
 class _Worker:
     """Common to tasks and actors: opens the work once a process, sends beats, turns faults into words."""
 
-    opened: dict[str, Work] = {}
+    opened: ClassVar[dict[str, Work]] = {}  # this process's, by identity: one at a time
 
     def __init__(self, work: Work, store: Store, board: Any) -> None:
         self.work, self.store, self.board = work, store, board
+        self.identity = uuid.uuid4().hex
 
     def ready(self) -> Work:
         """This process's opened copy of the work."""
-        identity = f"{self.work.name} {id(self)}" if not hasattr(self.work, "identity") else self.work.identity
-        if identity not in _Worker.opened:
+        if self.identity not in _Worker.opened:
+            for other in _Worker.opened.values():
+                getattr(other, "close", lambda: None)()
             self.work.open()
             careful.limit_memory(self.work.resources.memory + careful.SLACK)
             if hasattr(self.work, "lease_call"):
                 self.work.lease_call = self._lease
-            _Worker.opened[identity] = self.work
+            _Worker.opened = {self.identity: self.work}
             _start_beating(self.board)
-        return _Worker.opened[identity]
+        return _Worker.opened[self.identity]
 
     async def _lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
         granted: dict[str, int] = await self.board.lease.remote(worker, want, give_back)

@@ -1,9 +1,9 @@
 """The exception tree. Which class is raised decides what happens next; no one reads message texts.
 
-    ShardmillError
-    ├── UserError       theirs: a config, a path, an argument. One line, exit code 2, nothing was begun.
-    ├── TransientError  the world's: a network, a full disk. Retried with a bound; then exit code 3, the same command resumes.
-    └── ContractError   ours, or a user's own stage: a stage broke its contract. Exit code 1 with a trace.
+ShardmillError
+├── UserError       theirs: a config, a path, an argument. One line, exit code 2, nothing was begun.
+├── TransientError  the world's: a network, a full disk. Retried with a bound; then exit code 3, the same command resumes.
+└── ContractError   ours, or a user's own stage: a stage broke its contract. Exit code 1 with a trace.
 """
 
 from __future__ import annotations

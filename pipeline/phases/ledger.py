@@ -60,5 +60,3 @@ def view_ledger(known: Known, con: Any) -> None:
     folder = f"ledger/{known.keys['shards']}"
     paths = [f"{folder}/{name}" for name in known.run.store.names(folder, ".parquet")]
     views.files(con, "ledger", known.run.store, paths, SCHEMA)
-
-

@@ -24,6 +24,15 @@ from pipeline.stage import Resources, Stage
 from pipeline.storage import Store
 
 
+@dataclass(frozen=True)
+class InputRef:
+    """An input file as a finished run remembers it; enough for keys, not for reading."""
+
+    url: str
+    etag: str
+    rows: int | None
+
+
 def list_input(run: Run) -> list[Any]:
     """The input's files (stages.ingest.files.InputFile), in order."""
     from stages.ingest.files import list_files

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import views
+from pipeline.engine import Done
 from pipeline.errors import ContractError
 from pipeline.known import Known
 from pipeline.parts import part_name
@@ -14,7 +15,7 @@ from pipeline.parts import part_name
 SCHEMA = pa.schema([("row", pa.int64()), ("fate", pa.string()), ("detail", pa.string()), ("shard", pa.int32()), ("index", pa.int32())])
 
 
-def run_phase(known: Known, con: Any) -> None:
+def run_phase(known: Known, con: Any) -> list[Done]:
     """Writes selection/KEY/part-N.parquet for all rows, then done.json. Needs the view `known`."""
     layout, store, folder = known.run.layout, known.run.store, known.folder("selection")
     stage = selection_stage(known)
@@ -30,6 +31,7 @@ def run_phase(known: Known, con: Any) -> None:
         raise ContractError(f"selection gave {rows} fates for {expected} rows")
     kept, shards = con.execute("SELECT count(*) FILTER (fate = 'kept'), coalesce(max(shard) + 1, 0) FROM selected").fetchone()
     store.write_json(f"{folder}/done.json", {"rows": rows, "kept": kept, "shards": shards})
+    return []
 
 
 def selection_stage(known: Known) -> Any:

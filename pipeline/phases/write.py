@@ -61,7 +61,7 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
     store = known.run.store
     buckets = min(shards, MAX_BUCKETS)
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch, s.shard, s.\"index\" FROM selected s "
+        'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch, s.shard, s."index" FROM selected s '
         "JOIN known k ON k.row = s.row JOIN pool p ON p.fetch = k.fetch WHERE s.fate = 'kept'"
     )
     con.execute(
@@ -70,7 +70,7 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
         "FROM (SELECT filename, count(*) AS n FROM moves GROUP BY filename)"
     )
     jobs = []
-    sql = "SELECT g.part, m.* FROM moves m JOIN groups g USING (filename) ORDER BY g.part, m.shard, m.\"index\""
+    sql = 'SELECT g.part, m.* FROM moves m JOIN groups g USING (filename) ORDER BY g.part, m.shard, m."index"'
     for group, table in views.grouped(con, sql, "part"):
         place = f"{steps}/moves-{group:05d}.parquet"
         store.write_table(place, table)
