@@ -74,7 +74,7 @@ list=$(printf '%s' "$all" | tr ' ' ',')
 printf 'unfinished\n%s\n' "$all" >"$state"
 echo "setting up .venv: shardmill${list:+[$list]} on Python $(version_of "$venv/bin/python") (docs/install.md says what each extra costs)"
 # One command for everything: pip takes the torchvision that fits the pinned torch only when it sees both at once.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${list:+[$list]}"
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".${list:+[$list]}"
 printf '%s\n%s\n' "$now" "$all" >"$state"
 megabytes=$(du -sm "$venv" | cut -f1)
 torch=$("$venv/bin/python" -c 'from importlib.metadata import version; print(", torch " + version("torch"))' 2>/dev/null || true)
