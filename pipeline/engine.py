@@ -47,7 +47,7 @@ class Work(Protocol):
     def open(self) -> None:
         """Loads what it needs, once a worker process."""
 
-    def __call__(self, job: Job, careful: bool) -> Done:
+    def __call__(self, job: Job, careful: bool, /) -> Done:
         """Does the job and commits it; `careful` when it has killed workers before."""
 
 

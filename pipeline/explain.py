@@ -34,6 +34,7 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
 
 
 def _rows(con: Any, what: str) -> list[int]:
+    values: list[Any]
     if match := re.fullmatch(r"row=(\d+)", what):
         sql, values = "SELECT row FROM ledger WHERE row = ?", [int(match[1])]
     else:

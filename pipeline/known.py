@@ -32,21 +32,14 @@ class Known:
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """What each phase's key is made of, as JSON; a later phase names the keys that it reads."""
-        layout, made = self.run.layout, {}
-        row_keys = [digest(rows.made_of(self.run, file)) for file in self.files]
-        made["rows"] = {file.url: rows.made_of(self.run, file) for file in self.files}
+        layout = self.run.layout
+        made: dict[str, Any] = {"rows": {file.url: rows.made_of(self.run, file) for file in self.files}}
         if layout.dedup:
-            made["dedup"] = ingredients([layout.dedup], rows=row_keys)
+            made["dedup"] = ingredients([layout.dedup], rows=self._row_keys)
         made["pool"] = fetch.pool_made_of(self.run)
-        pool = {"pool": digest(made["pool"]), "retries": self.retries}
         if layout.scores:
             made["scores"] = fetch.scores_made_of(self.run)
-        upstream = {"rows": row_keys, **{name: digest(made[name]) for name in ("dedup", "scores") if name in made}, **pool}
-        if layout.image_dedup:
-            made["image_dedup"] = ingredients([layout.image_dedup], **upstream)
-            upstream["image_dedup"] = digest(made["image_dedup"])
-        chosen = [layout.selection] if layout.selection else []
-        made["selection"] = ingredients([*chosen, layout.shards], seed=self.run.config.run.seed, **upstream)
+        made |= self._chosen_of(made, self.retries)
         made["shards"] = ingredients([layout.shards], selection=digest(made["selection"]))
         return made
 
@@ -56,9 +49,42 @@ class Known:
         return {name: digest(made) for name, made in self.made_of.items() if name != "rows"}
 
     @cached_property
-    def retries(self) -> int:
-        """How often failed fetches of this pool were retried: a pool's content is its KEY and this number."""
-        return len(self.run.store.names(f"pool/{digest(fetch.pool_made_of(self.run))}", ".json"))
+    def retries(self) -> list[dict[str, Any]]:
+        """The retries of this pool, in order: its content is named by its KEY and these."""
+        folder = f"pool/{digest(fetch.pool_made_of(self.run))}"
+        store = self.run.store
+        return [store.read_json(f"{folder}/{name}") for name in store.names(folder, ".json") if name.startswith(fetch.RETRIES)]
+
+    @cached_property
+    def appends_to(self) -> dict[str, Any] | None:
+        """The last retry, where it appends to shards that are otherwise made of the very same things."""
+        return self._base(self.made_of, self.retries)
+
+    @property
+    def _row_keys(self) -> list[str]:
+        return [digest(rows.made_of(self.run, file)) for file in self.files]
+
+    def _chosen_of(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any]:
+        """What image_dedup and selection are made of after these retries."""
+        layout = self.run.layout
+        upstream: dict[str, Any] = {"rows": self._row_keys, "retries": retries}
+        upstream |= {name: digest(made[name]) for name in ("dedup", "pool", "scores") if name in made}
+        out: dict[str, Any] = {}
+        if layout.image_dedup:
+            out["image_dedup"] = ingredients([layout.image_dedup], **upstream)
+            upstream["image_dedup"] = digest(out["image_dedup"])
+        chosen = [layout.selection] if layout.selection else []
+        base = self._base(made, retries)
+        out["selection"] = ingredients(
+            [*chosen, layout.shards], seed=self.run.config.run.seed, appends_to=base and base["shards"], **upstream
+        )
+        return out
+
+    def _base(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        if not retries or retries[-1]["rebuild"]:
+            return None
+        before = digest(self._chosen_of(made, retries[:-1])["selection"])
+        return retries[-1] if retries[-1]["selection"] == before else None
 
     def folder(self, phase: str) -> str:
         """Where a phase's files lie in the run."""
@@ -97,7 +123,7 @@ class Known:
         views.latest(con, "pool", run.store, self.folder("pool"), "fetch", pool)
         reads = fetch.pool_reads(run)
         tables = ["rows r", *(["LEFT JOIN dedup d ON d.row = r.row"] if layout.dedup else [])]
-        columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup and layout.dedup.stage)]
+        columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup.stage if layout.dedup else None)]
         source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch FROM alive)"
         tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch = f.fetch"]
         columns += ["f.fetch", *(f'p."{n}"' for n in pool.names if n not in ("fetch", "image", "fate", "detail"))]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline import catalog
 from pipeline.catalog import Entry
@@ -60,7 +59,7 @@ class Run:
     layout: Layout
     store: Store
     where: str = "config"
-    demonstration: dict[str, Any] = field(default_factory=dict)
+    given: RunConfig | None = None  # the config as it was written, where `config` had to be made reachable (sample://)
 
     @property
     def entries(self) -> list[Entry]:
@@ -72,13 +71,13 @@ class Run:
         return sorted({entry.name.partition(":")[0] for entry in self.entries if not entry.built_in})
 
 
-def open_run(config: RunConfig, where: str = "config") -> Run:
+def open_run(config: RunConfig, where: str = "config", given: RunConfig | None = None) -> Run:
     """Types every stage of the config and refuses what cannot work. Raises UserError; touches nothing on storage."""
     entries = catalog.resolve(config, where)
     layout = arrange(entries)
     catalog.check_order(layout_order(layout))
     store = Store(f"{config.run.root.rstrip('/')}/{config.run.name}", dict(config.run.storage_options))
-    return Run(config, layout, store, where)
+    return Run(config, layout, store, where, given)
 
 
 def layout_order(layout: Layout) -> list[Entry]:

@@ -26,6 +26,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+SELECTION = pa.schema([("row", pa.int64()), ("fate", pa.string()), ("detail", pa.string()), ("shard", pa.int32()), ("index", pa.int32())])
+
 
 @dataclass(frozen=True)
 class Balance:

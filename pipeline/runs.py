@@ -102,7 +102,7 @@ def run_config(config: RunConfig, where: str = "config", show: Quiet | None = No
     """Runs a loaded config; `again`: fates of the pool to fetch once more."""
     show = show or Quiet()
     with served(config) as (reachable, facts):
-        this = open_run(reachable, where)
+        this = open_run(reachable, where, config)
         check_ready(this)
         with locked(this), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
             return _phases(Session(this, engine, con, show), facts, again)
@@ -221,7 +221,7 @@ def write_run_json(known: Known) -> None:
     known.run.store.write_json(
         "run.json",
         {
-            "config": known.run.config.model_dump(mode="json"),
+            "config": (known.run.given or known.run.config).model_dump(mode="json"),
             "where": known.run.where,
             "versions": versions,
             "made_of": known.made_of,

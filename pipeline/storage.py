@@ -144,6 +144,15 @@ class Store:
             self.fs.put_file(str(local), self.full(path))
             local.unlink()
 
+    def copy(self, source: str, path: str) -> None:
+        """A second name for a finished file: a hard link, or a copy made by the object store itself."""
+        if self.local:
+            Path(self.full(path)).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                Path(self.full(path)).hardlink_to(self.full(source))
+        else:
+            self.fs.cp_file(self.full(source), self.full(path))
+
     def write_table(self, path: str, table: pa.Table, row_group_rows: int = 10_000) -> None:
         """Writes one Parquet file (zstd) atomically; the same table gives the same bytes."""
         with self.atomic(path) as target:

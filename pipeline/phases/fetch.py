@@ -26,6 +26,7 @@ from pipeline.phases.rows import check_errors, run_stages, stored
 from pipeline.stage import KEPT, Resources, Stage
 from pipeline.storage import Store
 
+RETRIES = "retry-"  # names of the notes of retries in a pool
 BATCH = 64  # finished downloads that go to an image thread together
 
 

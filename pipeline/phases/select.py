@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline import views
 from pipeline.engine import Done
 from pipeline.errors import ContractError
 from pipeline.known import Known
+from pipeline.ledger import SELECTION as SCHEMA
 from pipeline.parts import part_name
-
-SCHEMA = pa.schema([("row", pa.int64()), ("fate", pa.string()), ("detail", pa.string()), ("shard", pa.int32()), ("index", pa.int32())])
+from pipeline.phases import append
 
 
 def run_phase(known: Known, con: Any) -> list[Done]:
@@ -21,6 +19,8 @@ def run_phase(known: Known, con: Any) -> list[Done]:
     stage = selection_stage(known)
     dedup = layout.dedup.stage.config.on if layout.dedup else None
     stage.run(con, "known", seed=known.run.config.run.seed, shards=layout.shards.stage.config, dedup_on=dedup)
+    if known.appends_to:
+        append.merge(known, con, known.appends_to, dedup)
     rows = 0
     sql = "SELECT k.part, s.* FROM selected s JOIN known k ON k.row = s.row ORDER BY k.part, s.row"
     for part, table in views.grouped(con, sql, "part"):

@@ -38,11 +38,11 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
     groups = list(_groups(sources))
     total = sum(rows for _, _, rows in sources)
     buckets = max(1, min(1024, -(-total * stage.entries_per_row // BUCKET_ENTRIES)))
-    keyed = [{"id": f"{steps}/keyed-{i:05d}", "buckets": buckets, "parts": group} for i, group in enumerate(groups)]
+    keyed: list[Job] = [{"id": f"{steps}/keyed-{i:05d}", "buckets": buckets, "parts": group} for i, group in enumerate(groups)]
     keyed = [{**job, "out": f"{job['id']}.arrow"} for job in keyed]
     results = _missing(engine, store, ShuffleWork(store, stage, "key"), keyed)
     paths = [job["out"] for job in keyed]
-    pairs = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets)]
+    pairs: list[Job] = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets)]
     pairs = [{**job, "out": f"{job['id']}.parquet"} for job in pairs]
     results += _missing(engine, store, ShuffleWork(store, stage, "pair"), pairs)
     if stage.payload:

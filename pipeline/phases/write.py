@@ -27,8 +27,8 @@ MAX_BUCKETS = 4096
 def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
     """Writes every missing shard of the key, then its indices and the manifest. Needs views `known`, `selected`, `pool`."""
     run, store, folder = known.run, known.run.store, known.folder("shards")
-    facts = store.read_json(f"{known.folder('selection')}/done.json")
-    shards, steps = int(facts["shards"]), f"tmp/{folder}"
+    shards, steps = int(store.read_json(f"{known.folder('selection')}/done.json")["shards"]), f"tmp/{folder}"
+    _take_over(known, steps)
     stage = run.layout.shards.stage
     written = {int(name[6:-5]) for name in store.names(f"{steps}/facts", ".json")}
     results: list[Done] = []
@@ -52,8 +52,20 @@ def publish(known: Known, facts: list[dict[str, Any]]) -> None:
     for name, value in sink.finish(facts, known.run.config.run.name).items():
         store.write_json(f"{folder}/{name}", value)
     manifest = sink.manifest(known.keys["shards"], facts)
-    store.write_json(f"{folder}/done.json", {"shards": len(facts)})
+    store.write_json(f"{folder}/done.json", {"shards": facts})
     store.write_json("shards/manifest.json", manifest)
+
+
+def _take_over(known: Known, steps: str) -> None:
+    """Appending: the shards that stay as they are get a name in the new key's folder, too; their bytes are not touched."""
+    base = known.appends_to
+    if base is None:
+        return
+    store, folder = known.run.store, known.folder("shards")
+    for facts in store.read_json(f"shards/{base['shards']}/done.json")["shards"]:
+        for file in facts["files"]:
+            store.copy(f"shards/{base['shards']}/{file}", f"{folder}/{file}")
+        store.write_json(f"{steps}/facts/facts-{facts['shard']:05d}.json", facts)
 
 
 def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
