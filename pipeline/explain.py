@@ -29,7 +29,7 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
             'SELECT k.* EXCLUDE (fate, detail), l.fate, l.detail, l.shard, l.key, s."index" FROM known k '
             f"JOIN ledger l ON l.row = k.row JOIN selected s ON s.row = k.row WHERE k.row IN ({listed}) ORDER BY k.row"
         )
-        out: list[dict[str, Any]] = con.execute(sql).to_arrow_table().to_pylist()
+        out: list[dict[str, Any]] = con.sql(sql).to_arrow_table().to_pylist()
         return out
 
 

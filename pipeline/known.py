@@ -119,21 +119,21 @@ class Known:
         """View `name`: one line a row with every stored column but image bytes, its fetch, and its fate so far."""
         run, layout = self.run, self.run.layout
         self.view_alive(con)
-        pool = fetch.stored_schema(stages_of(layout.pool), "fetch")
-        views.latest(con, "pool", run.store, self.folder("pool"), "fetch", pool)
+        pool = fetch.stored_schema(stages_of(layout.pool), "fetch_id")
+        views.latest(con, "pool", run.store, self.folder("pool"), "fetch_id", pool)
         reads = fetch.pool_reads(run)
         tables = ["rows r", *(["LEFT JOIN dedup d ON d.row = r.row"] if layout.dedup else [])]
         columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup.stage if layout.dedup else None)]
-        source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch FROM alive)"
-        tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch = f.fetch"]
-        columns += ["f.fetch", *(f'p."{n}"' for n in pool.names if n not in ("fetch", "image", "fate", "detail"))]
+        source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch_id FROM alive)"
+        tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch_id = f.fetch_id"]
+        columns += ["f.fetch_id", *(f'p."{n}"' for n in pool.names if n not in ("fetch_id", "image", "fate", "detail"))]
         fates = ["r", *(["d"] if layout.dedup else []), "p"]
         if layout.scores:
-            scores = fetch.stored_schema(stages_of(layout.scores), "pair", "fetch")
-            views.latest(con, "scores", run.store, self.folder("scores"), "pair", scores)
-            pair = fetch.unit_sql(fetch.pair_reads(run), "r", "f.fetch")
-            tables.append(f"LEFT JOIN scores s ON s.pair = {pair}")
-            columns += [f's."{n}"' for n in scores.names if n not in ("pair", "fetch", "fate", "detail")]
+            scores = fetch.stored_schema(stages_of(layout.scores), "pair_id", "fetch_id")
+            views.latest(con, "scores", run.store, self.folder("scores"), "pair_id", scores)
+            pair = fetch.unit_sql(fetch.pair_reads(run), "r", "f.fetch_id")
+            tables.append(f"LEFT JOIN scores s ON s.pair_id = {pair}")
+            columns += [f's."{n}"' for n in scores.names if n not in ("pair_id", "fetch_id", "fate", "detail")]
             fates.append("s")
         if image_dedup and layout.image_dedup:
             self._view_phase(con, "image_dedup", layout.image_dedup.stage)

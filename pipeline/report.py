@@ -77,7 +77,7 @@ def _histogram(con: Any, column: str) -> dict[str, Any]:
 
 
 def _bytes(con: Any) -> dict[str, int]:
-    once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch"
+    once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch_id"
     (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchone()
     return {"downloaded": int(total)}
 

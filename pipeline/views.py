@@ -84,7 +84,7 @@ def latest(con: Any, name: str, store: Store, folder: str, unit: str, schema: pa
 
 def batches(con: Any, sql: str, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
     """Streams a query's result as record batches."""
-    yield from con.execute(sql).to_arrow_reader(rows)
+    yield from con.sql(sql).to_arrow_reader(rows)
 
 
 def grouped(con: Any, sql: str, by: str) -> Iterator[tuple[int, pa.Table]]:

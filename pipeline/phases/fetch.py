@@ -114,35 +114,35 @@ def _additions(store: Store, folder: str) -> dict[int, int]:
 def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
     """Tables todo_pool (part, row, fetch, its columns) and todo_scores (part, row, pair, fetch, file, its columns)."""
     reads = pool_reads(run)
-    views.latest(con, "pool", run.store, pool, "fetch", stored_schema(stages_of(run.layout.pool), "fetch"))
-    con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch FROM alive a")
+    views.latest(con, "pool", run.store, pool, "fetch_id", stored_schema(stages_of(run.layout.pool), "fetch_id"))
+    con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch_id FROM alive a")
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch, min(row) AS row, min_by(part, row) AS part FROM fetches GROUP BY fetch"
+        "CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, min(row) AS row, min_by(part, row) AS part FROM fetches GROUP BY fetch_id"
     )
     skip = "true" if not again else f"fate NOT IN ({', '.join(map(views.quote, again))})"
     columns = ", ".join(f'a."{name}"' for name in reads)
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE todo_pool AS SELECT h.part, h.row, h.fetch, {columns} FROM homes h JOIN alive a ON a.row = h.row "
-        f"ANTI JOIN (SELECT fetch FROM pool WHERE {skip}) p ON p.fetch = h.fetch"
-        + (" WHERE h.fetch IN (SELECT fetch FROM pool)" if again else "")
+        f"CREATE OR REPLACE TEMP TABLE todo_pool AS SELECT h.part, h.row, h.fetch_id, {columns} FROM homes h JOIN alive a ON a.row = h.row "
+        f"ANTI JOIN (SELECT fetch_id FROM pool WHERE {skip}) p ON p.fetch_id = h.fetch_id"
+        + (" WHERE h.fetch_id IN (SELECT fetch_id FROM pool)" if again else "")
     )
     if not run.layout.scores:
         return
     inner = pair_reads(run)
     folder = f"scores/{digest(scores_made_of(run))}"
-    views.latest(con, "scores", run.store, folder, "pair", stored_schema(stages_of(run.layout.scores), "pair", "fetch"))
+    views.latest(con, "scores", run.store, folder, "pair_id", stored_schema(stages_of(run.layout.scores), "pair_id", "fetch_id"))
     con.execute(
         "CREATE OR REPLACE TEMP TABLE pairs AS SELECT min(a.row) AS row, "
-        f"{unit_sql(inner, 'a', 'f.fetch')} AS pair, any_value(f.fetch) AS fetch FROM alive a JOIN fetches f ON f.row = a.row GROUP BY pair"
+        f"{unit_sql(inner, 'a', 'f.fetch_id')} AS pair_id, any_value(f.fetch_id) AS fetch_id FROM alive a JOIN fetches f ON f.row = a.row GROUP BY pair_id"
     )
     columns = "".join(f', a."{name}"' for name in inner)
     # A fetch that is being made anew now has no file yet: null stands for the file of the very job.
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE todo_scores AS SELECT h.part, p.row, p.pair, p.fetch, "
-        f"CASE WHEN t.fetch IS NULL THEN q.filename END AS file{columns} "
-        "FROM pairs p JOIN homes h ON h.fetch = p.fetch JOIN alive a ON a.row = p.row "
-        "LEFT JOIN todo_pool t ON t.fetch = p.fetch LEFT JOIN pool q ON q.fetch = p.fetch "
-        f"ANTI JOIN scores s ON s.pair = p.pair WHERE t.fetch IS NOT NULL OR q.fate = {views.quote(KEPT)}"
+        f"CREATE OR REPLACE TEMP TABLE todo_scores AS SELECT h.part, p.row, p.pair_id, p.fetch_id, "
+        f"CASE WHEN t.fetch_id IS NULL THEN q.filename END AS file{columns} "
+        "FROM pairs p JOIN homes h ON h.fetch_id = p.fetch_id JOIN alive a ON a.row = p.row "
+        "LEFT JOIN todo_pool t ON t.fetch_id = p.fetch_id LEFT JOIN pool q ON q.fetch_id = p.fetch_id "
+        f"ANTI JOIN scores s ON s.pair_id = p.pair_id WHERE t.fetch_id IS NOT NULL OR q.fate = {views.quote(KEPT)}"
     )
 
 
@@ -234,7 +234,7 @@ class ScoreWork:
         table = self._with_images(todo, own)
         timings: dict[str, Timing] = {}
         made = run_stages(self.stages, frame.framed(table), job["id"], careful, timings)
-        names = stored_schema(self.stages, "pair", "fetch").names
+        names = stored_schema(self.stages, "pair_id", "fetch_id").names
         self.store.write_table(job["scores"]["out"], made.select(names))
         check_errors(made, self.max_error_share, job["id"])
         return {"scored": len(made), "timings": {**job.get("timings", {}), **as_dict(timings)}}
@@ -246,10 +246,10 @@ class ScoreWork:
         found = []
         for file in todo["file"].unique().to_pylist():
             path: str = own if file is None else file.removeprefix(prefix).lstrip("/")
-            pool = self.store.read_table(path, ["fetch", "fate", *wanted])
+            pool = self.store.read_table(path, ["fetch_id", "fate", *wanted])
             found.append(pool.filter(pa.compute.equal(pool["fate"], KEPT)).drop_columns(["fate"]))
         pool = pa.concat_tables(found)
-        at = pa.compute.index_in(todo["fetch"], pool["fetch"])
+        at = pa.compute.index_in(todo["fetch_id"], pool["fetch_id"])
         here = pa.compute.is_valid(at)
         todo = todo.drop_columns(["file"]).filter(here)
         images = pool.take(at.filter(here))

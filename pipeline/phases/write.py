@@ -73,8 +73,8 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
     store = known.run.store
     buckets = min(shards, MAX_BUCKETS)
     con.execute(
-        'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch, s.shard, s."index" FROM selected s '
-        "JOIN known k ON k.row = s.row JOIN pool p ON p.fetch = k.fetch WHERE s.fate = 'kept'"
+        'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch_id, s.shard, s."index" FROM selected s '
+        "JOIN known k ON k.row = s.row JOIN pool p ON p.fetch_id = k.fetch_id WHERE s.fate = 'kept'"
     )
     con.execute(
         "CREATE OR REPLACE TEMP TABLE groups AS SELECT filename, "
@@ -137,9 +137,9 @@ class MoveWork:
             tables = []
             prefix = self.store.address("")
             for file in moves["filename"].unique().to_pylist():
-                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch", "image"])
+                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch_id", "image"])
                 mine = moves.filter(pa.compute.equal(moves["filename"], file))
-                at = pa.compute.index_in(mine["fetch"], pool["fetch"])
+                at = pa.compute.index_in(mine["fetch_id"], pool["fetch_id"])
                 tables.append(mine.select(["shard", "index"]).append_column("image", pool["image"].take(at)))
             images = pa.concat_tables(tables)
             bucket = bucket_of(images["shard"].to_numpy().astype(np.int64), job["shards"])

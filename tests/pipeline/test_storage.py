@@ -1,0 +1,141 @@
+"""A file under its final name is whole, on a disk and on an object store."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.support.s3 import s3_server
+
+from pipeline import exchange, views
+from pipeline.errors import TransientError
+from pipeline.parts import Attempts, Part, addition_name, addition_of
+from pipeline.storage import Store
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Store]:
+    with s3_server("corpus") as options:
+        yield Store("s3://corpus/run", options)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store(str(tmp_path / "run"))
+    return request.getfixturevalue("bucket").sub(request.node.name.replace("[", "-").replace("]", ""))
+
+
+TABLE = pa.table({"row": pa.array([0, 1, 2], pa.int64()), "text": ["a", None, "ü"]})
+
+
+def test_what_is_written_is_read_back(store: Store) -> None:
+    store.write("a/b.txt", b"one")
+    store.write("a/b.txt", b"two")
+    store.write_table("a/t.parquet", TABLE)
+    assert store.read("a/b.txt") == b"two"
+    assert store.read_table("a/t.parquet").equals(TABLE)
+    assert store.read_table("a/t.parquet", ["text"]).column_names == ["text"]
+    assert store.rows("a/t.parquet") == 3
+    assert store.names("a") == ["b.txt", "t.parquet"]
+    assert store.names("a", ".parquet") == ["t.parquet"]
+    assert store.names("nowhere") == []
+    assert store.exists("a/b.txt")
+    assert not store.exists("a/c.txt")
+    store.remove("a")
+    store.remove("a")
+    assert store.names("a") == []
+
+
+def test_a_store_travels_in_a_pickle(store: Store) -> None:
+    store.write("x", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+
+
+def test_copy_leaves_both(store: Store) -> None:
+    store.write("old/x", b"1")
+    store.copy("old/x", "new/x")
+    store.copy("old/x", "new/x")
+    assert store.read("new/x") == store.read("old/x") == b"1"
+
+
+def test_a_failed_write_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="half"), store.atomic("a/x") as target:
+        target.write_bytes(b"half")
+        raise RuntimeError("half way")
+    assert not store.exists("a/x")
+    assert store.names("a") == []
+    assert store.sweep() == []
+
+
+def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(TransientError, match="no space left.*repeat the command"), store.atomic("x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert store.names("") == []
+
+
+def test_a_killed_writers_leftover_is_no_file_and_is_swept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("rows/part-00000.parquet", b"whole")
+    (tmp_path / "rows" / ".part-00001.parquet.ab12.tmp").write_bytes(b"torn")
+    assert store.names("rows") == ["part-00000.parquet"]
+    assert store.sweep() == ["rows/.part-00001.parquet.ab12.tmp"]
+    assert store.names("rows") == ["part-00000.parquet"]
+
+
+def test_same_table_same_bytes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_table("a.parquet", TABLE)
+    store.write_table("b.parquet", TABLE)
+    assert store.read("a.parquet") == store.read("b.parquet")
+
+
+def test_the_exchange_brings_each_row_to_its_bucket(store: Store) -> None:
+    rng = np.random.default_rng(1)
+    tables = []
+    for number in range(3):
+        rows = pa.table({"row": np.arange(100) + 100 * number, "body": pa.array([bytes([i]) * i for i in range(100)], pa.large_binary())})
+        bucket = rng.integers(0, 5, 100)
+        exchange.write(store, f"x/{number}.arrow", rows, bucket, 7)
+        tables.append(rows.append_column("bucket", pa.array(bucket)))
+    everything = pa.concat_tables(tables)
+    paths = [f"x/{number}.arrow" for number in range(3)]
+    for b in range(7):
+        expected = everything.filter(pa.compute.equal(everything["bucket"], b)).drop_columns(["bucket"])
+        assert exchange.read(store, paths, b).to_pylist() == expected.to_pylist()
+
+
+def test_views_number_rows_across_files_and_take_the_latest_addition(store: Store) -> None:
+    store.write_table("rows/k1/part-00000.parquet", TABLE)
+    store.write_table("rows/k2/part-00000.parquet", TABLE)
+    parts = [Part(0, "k1", 0, 0, 3, 0, "f"), Part(1, "k2", 0, 3, 3, 3, "g")]
+    store.write_table("pool/k/part-00000.0.parquet", pa.table({"fetch_id": ["a", "b"], "fate": ["kept", "download:timeout"]}))
+    store.write_table("pool/k/part-00000.1.parquet", pa.table({"fetch_id": ["b"], "fate": ["kept"]}))
+    with views.connect(store) as con:
+        views.rows(con, "rows", store, parts, TABLE.schema)
+        assert con.execute("SELECT row, part FROM rows ORDER BY row").fetchall() == [(i, i // 3) for i in range(6)]
+        cut = list(views.grouped(con, "SELECT part, row FROM rows ORDER BY part, row", "part"))
+        assert [(part, table["row"].to_pylist()) for part, table in cut] == [(0, [0, 1, 2]), (1, [3, 4, 5])]
+        views.latest(con, "pool", store, "pool/k", "fetch_id", pa.schema([("fetch_id", pa.string()), ("fate", pa.string())]))
+        assert con.execute("SELECT fetch_id, fate FROM pool ORDER BY fetch_id").fetchall() == [("a", "kept"), ("b", "kept")]
+        views.latest(con, "none", store, "pool/none", "fetch_id", pa.schema([("fetch_id", pa.string())]))
+        assert con.execute("SELECT count(*) FROM none").fetchone() == (0,)
+
+
+def test_attempts_are_counted_until_the_part_is_committed(store: Store) -> None:
+    assert Attempts(store, "rows/k/part-00000").begin() == 0
+    assert Attempts(store, "rows/k/part-00000").begin() == 1
+    assert Attempts(store, "rows/k/part-00001").begin() == 0
+    Attempts(store, "rows/k/part-00000").end()
+    assert Attempts(store, "rows/k/part-00000").begin() == 0
+
+
+def test_addition_names_are_read_back() -> None:
+    assert addition_of(addition_name(12, 3)) == (12, 3)
+    assert addition_of(addition_name(123456, 0)) == (123456, 0)
