@@ -14,48 +14,20 @@ import queue
 import sys
 import threading
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from pipeline import careful
 from pipeline.config import RunConfig
-from pipeline.errors import ContractError, ShardmillError, TransientError, UserError
-from pipeline.frame import error_text, machine_fault
-from pipeline.heart import HEART
-from pipeline.parts import Attempts
-from pipeline.stage import Resources
+from pipeline.errors import ContractError, TransientError, UserError
+from pipeline.frame import error_text
+from pipeline.nodes import check_nodes
 from pipeline.storage import Store
+from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, board_class
 
 log = logging.getLogger("shardmill")
 
-ATTEMPTS = 2  # deaths or machine faults of a job before it is run carefully
 PASSES = 4  # how often failed jobs are handed out again
-BEAT_S = 1.0
-Job = dict[str, Any]
-Done = dict[str, Any]
-
-
-class Work(Protocol):
-    """What a worker does with a job; pickled to it. `resources` is for one worker."""
-
-    name: str
-    resources: Resources
-
-    def open(self) -> None:
-        """Loads what it needs, once a worker process."""
-
-    def __call__(self, job: Job, careful: bool, /) -> Done:
-        """Does the job and commits it; `careful` when it has killed workers before."""
-
-
-class AsyncWork(Work, Protocol):
-    """Work with many jobs in flight in one worker: waits without blocking."""
-
-    async def run(self, job: Job, careful: bool) -> Done:
-        """As `__call__`."""
 
 
 @dataclass
@@ -103,7 +75,9 @@ class Engine:
         began = time.monotonic()
         self.owns_ray = _init_ray(self.config)
         _ship_by_value(self.modules)
-        self.board = _board_class().remote(self.config.stages.get("download") or {})
+        if self.config.ray.address != "local":
+            check_nodes(self.store)
+        self.board = board_class().remote(self.config.stages.get("download") or {})
         self.started_s = time.monotonic() - began
 
     def cpus(self) -> int:
@@ -152,7 +126,7 @@ class Engine:
     def _task_stream(self, work: Work, jobs: Sequence[Job]) -> Any:
         need = work.resources
         return _dataset(jobs, len(jobs)).map_batches(
-            _Tasks(work, self.store, self.board),
+            Tasks(work, self.store, self.board),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=need.cpus,
@@ -167,7 +141,7 @@ class Engine:
         for work, size in zip(works, sizes, strict=True):
             need = work.resources
             data = data.map_batches(
-                _Actor,
+                Actor,
                 fn_constructor_args=(work, self.store, self.board),
                 batch_size=1,
                 batch_format="pyarrow",
@@ -277,122 +251,6 @@ def _dataset(jobs: Sequence[Job], blocks: int) -> Any:
     return ray.data.from_items([{"line": json.dumps(job)} for job in jobs], override_num_blocks=min(blocks, 4096))
 
 
-def _board_class() -> Any:
-    import ray
-
-    @ray.remote(num_cpus=0, max_concurrency=64)
-    class Board:
-        """Where workers say what they do, and ask for requests to a host: one for the run."""
-
-        def __init__(self, download: dict[str, Any]) -> None:
-            self.beats: dict[str, tuple[float, dict[str, Any]]] = {}
-            self.budget = _host_budget(download)
-
-        async def beat(self, worker: str, snapshot: dict[str, Any]) -> None:
-            self.beats[worker] = (time.monotonic(), snapshot)
-
-        async def read(self) -> dict[str, Any]:
-            clock, now = time.monotonic(), []
-            rows: dict[str, int] = {}
-            for at, snapshot in self.beats.values():
-                for stage, count in snapshot["rows"].items():
-                    rows[stage] = rows.get(stage, 0) + count
-                now += [(part, stage, seconds + clock - at) for part, stage, seconds in snapshot["now"]]
-            return {"rows": rows, "now": now}
-
-        async def lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
-            granted: dict[str, int] = self.budget.lease(worker, want, give_back, time.monotonic())
-            return granted
-
-    return Board
-
-
-def _host_budget(options: dict[str, Any]) -> Any:
-    from stages.download.stage import Download
-
-    return Download(Download.Config.model_validate(options)).budget()
-
-
-class _Worker:
-    """Common to tasks and actors: opens the work once a process, sends beats, turns faults into words."""
-
-    opened: ClassVar[dict[str, Work]] = {}  # this process's, by identity: one at a time
-
-    def __init__(self, work: Work, store: Store, board: Any) -> None:
-        self.work, self.store, self.board = work, store, board
-        self.identity = uuid.uuid4().hex
-
-    def ready(self) -> Work:
-        """This process's opened copy of the work."""
-        if self.identity not in _Worker.opened:
-            for other in _Worker.opened.values():
-                getattr(other, "close", lambda: None)()
-            self.work.open()
-            careful.limit_memory(self.work.resources.memory + careful.SLACK)
-            if hasattr(self.work, "lease_call"):
-                self.work.lease_call = self._lease
-            _Worker.opened = {self.identity: self.work}
-            _start_beating(self.board)
-        return _Worker.opened[self.identity]
-
-    async def _lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
-        granted: dict[str, int] = await self.board.lease.remote(worker, want, give_back)
-        return granted
-
-    def begin(self, job: Job) -> tuple[Attempts, bool]:
-        attempts = Attempts(self.store, job["id"])
-        return attempts, attempts.begin() >= ATTEMPTS
-
-
-class _Tasks(_Worker):
-    """A function of one-line tables, for Ray tasks."""
-
-    def __call__(self, table: Any) -> Any:
-        job = json.loads(table["line"][0].as_py())
-        try:
-            work = self.ready()
-            attempts, risky = self.begin(job)
-            done = {**work(job, risky), "id": job["id"]}
-            attempts.end()
-        except Exception as err:  # noqa: BLE001 (every fault becomes a word to the driver, which decides)
-            done = _failed(job, err)
-        return _line(done)
-
-
-class _Actor(_Worker):
-    """The same for actors with several jobs in flight."""
-
-    def __init__(self, work: AsyncWork, store: Store, board: Any) -> None:
-        super().__init__(work, store, board)
-        self.ready()
-
-    async def __call__(self, table: Any) -> Any:
-        job = json.loads(table["line"][0].as_py())
-        if "failed" in job:
-            yield _line(job)
-            return
-        try:
-            attempts, risky = self.begin(job)
-            done = {**job, **await self.work.run(job, risky), "id": job["id"]}  # type: ignore[attr-defined]
-            attempts.end()
-        except Exception as err:  # noqa: BLE001 (as above)
-            done = _failed(job, err)
-        yield _line(done)
-
-
-def _line(done: Done) -> Any:
-    import pyarrow as pa
-
-    return pa.table({"line": [json.dumps(done)]})
-
-
-def _failed(job: Job, err: Exception) -> Done:
-    kinds = {ContractError: "bug", UserError: "user"}
-    kind = next((kind for cls, kind in kinds.items() if isinstance(err, cls)), "machine" if machine_fault(err) else "bug")
-    text = str(err) if isinstance(err, ShardmillError) else error_text(err)
-    return {"id": job["id"], "failed": text, "kind": kind, "trace": traceback.format_exc() if kind == "bug" else ""}
-
-
 def _raise_if_ours(done: Done) -> None:
     """Faults that another attempt cannot mend end the run; a worker's trace is shown with them."""
     if "failed" not in done or done["kind"] == "machine":
@@ -408,17 +266,3 @@ def _translate(err: BaseException) -> BaseException:
     if isinstance(err, ray.exceptions.RayError):
         return TransientError(f"Ray lost workers and gave up: {error_text(err)}. What is committed is safe: repeat the command")
     return err
-
-
-def _start_beating(board: Any) -> None:
-    """A daemon thread, one a process, that tells the board once a second what this process does."""
-    if any(thread.name == "shardmill-heart" for thread in threading.enumerate()):
-        return
-    worker = f"{os.uname().nodename}-{os.getpid()}"
-
-    def beat() -> None:
-        while True:
-            board.beat.remote(worker, HEART.snapshot())
-            time.sleep(BEAT_S)
-
-    threading.Thread(target=beat, name="shardmill-heart", daemon=True).start()

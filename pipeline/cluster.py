@@ -1,0 +1,106 @@
+"""`shardmill submit`: a config as a job of a Ray cluster, with shardmill itself, the config and the user's own stages shipped.
+
+What is shipped is code; the packages that shardmill needs must be on every node, which the run checks before it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.catalog import BUILT_IN
+from pipeline.config import load
+from pipeline.errors import TransientError, UserError
+from pipeline.frame import error_text
+from pipeline.layout import open_run
+from pipeline.runs import find
+
+JOBS_PORT = 8265
+
+
+def submit(config: str | Path, overrides: list[str], address: str | None = None) -> bool:
+    """Submits, prints the log as it comes, and returns whether the run was finished. Ctrl-C stops the job.
+
+    `address`: the cluster's job server, `http://HEAD:8265`; without it, port 8265 of the config's `ray.address`.
+    Raises UserError for a config that cannot run, TransientError when no job server answers.
+    """
+    source = find(config)
+    loaded = load(source, overrides)
+    open_run(loaded, str(source))
+    if "://" not in loaded.run.root:
+        raise UserError(
+            f"run.root: {loaded.run.root} is a folder of this machine; a cluster needs one that all nodes reach, as s3://bucket/runs"
+        )
+    client = _client(address or _jobs_address(loaded.ray.address))
+    with tempfile.TemporaryDirectory(prefix="shardmill-submit-") as name:
+        _fill(Path(name), source, [name for name in loaded.stages if name not in BUILT_IN])
+        job = client.submit_job(
+            entrypoint=entrypoint(source, overrides),
+            runtime_env={"working_dir": name, "py_modules": [str(folder) for folder in packages()]},
+            metadata={"run": loaded.run.name},
+        )
+    print(f"job {job}; stop it with Ctrl-C here, or: ray job stop {job}", flush=True)
+    return _follow(client, job)
+
+
+def packages() -> list[Path]:
+    """The folders of our own two packages, as they are imported here."""
+    import pipeline
+    import stages
+
+    return [Path(str(package.__file__)).parent for package in (pipeline, stages)]
+
+
+def entrypoint(source: Path, overrides: list[str]) -> str:
+    """The command that the cluster's head runs; the last override makes it join the cluster that it is on."""
+    words = ["python", "-m", "pipeline.cli", "run", source.name]
+    for override in [*overrides, "ray.address=auto"]:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def _fill(folder: Path, source: Path, own: list[str]) -> None:
+    """The job's working folder: the config, and the files of the user's own stages."""
+    import inspect
+
+    from pipeline.catalog import stage_class
+
+    (folder / source.name).write_bytes(source.read_bytes())
+    for name in own:
+        file = Path(inspect.getfile(stage_class(name)))
+        (folder / f"{name.partition(':')[0]}.py").write_bytes(file.read_bytes())
+
+
+def _jobs_address(ray_address: str) -> str:
+    if ray_address in ("local", "auto"):
+        return f"http://127.0.0.1:{JOBS_PORT}"
+    return f"http://{ray_address.removeprefix('ray://').partition(':')[0]}:{JOBS_PORT}"
+
+
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as err:
+        raise TransientError(
+            f"{address}: no Ray job server answers: {error_text(err)}; it needs ray[default] on the head, and its port"
+        ) from err
+
+
+def _follow(client: Any, job: str) -> bool:
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(tail())
+    except KeyboardInterrupt:
+        client.stop_job(job)
+        raise
+    status = client.get_job_status(job)
+    print(f"job {job}: {status.value.lower()}")
+    return str(status.value) == "SUCCEEDED"

@@ -1,0 +1,68 @@
+"""Whether every node of a Ray cluster can do the work: the same Python, Ray and shardmill, and the run's storage in reach."""
+
+from __future__ import annotations
+
+import uuid
+
+from pipeline.errors import UserError
+from pipeline.frame import error_text
+from pipeline.storage import Store
+
+NODE_S = 60.0  # how long a node may take to answer before the work
+
+
+def check_nodes(store: Store) -> None:
+    """Raises UserError naming each node that could not do the work, and how to mend it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, max_retries=0)(_node_facts)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[node["NodeManagerAddress"], node["NodeID"][:8]] = ask.options(scheduling_strategy=place).remote(store)
+    own, faults = _node_facts(store), []
+    for (address, node_id), answer in asked.items():
+        try:
+            facts = ray.get(answer, timeout=NODE_S)
+        except Exception as err:  # noqa: BLE001 (whatever hinders a node is told with its name)
+            faults.append(f"node {address} ({node_id}) cannot run shardmill: {error_text(err)}; install it there, or use shardmill submit")
+            continue
+        faults += [
+            f"node {address} ({node_id}): {name} is {facts[name]}, here it is {own[name]}; install the same on all nodes"
+            for name in ("python", "ray", "code")
+            if facts[name] != own[name]
+        ]
+        if facts["storage"]:
+            faults.append(
+                f"node {address} ({node_id}) cannot read and write {store.url}: {facts['storage']}; give it access, or change run.root"
+            )
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _node_facts(store: Store) -> dict[str, str]:
+    """This node's versions, a hash of our code, and what hinders it from using the run's storage ("" when nothing does)."""
+    import hashlib
+    import platform
+    from pathlib import Path
+
+    import ray
+
+    import pipeline
+    import stages
+
+    code = hashlib.sha256()
+    for package in (pipeline, stages):
+        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            code.update(file.read_bytes())
+    probe, hindered = f"tmp/nodes/{uuid.uuid4().hex}", ""
+    try:
+        store.write(probe, b"shardmill")
+        if store.read(probe) != b"shardmill":
+            hindered = "what was written is not what is read"
+        store.remove(probe)
+    except Exception as err:  # noqa: BLE001 (told to the user as it is)
+        hindered = error_text(err)
+    return {"python": platform.python_version(), "ray": ray.__version__, "code": code.hexdigest()[:12], "storage": hindered}
