@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from pipeline import frame
 from pipeline.errors import ContractError
-from pipeline.stage import Stage, alive
+from pipeline.stage import Expanded, Stage
 
+NO_MEMORY = 77  # exit code of a child whose allocation failed
 SLACK = 512 << 20  # bytes of private memory that a child has besides what its stages may use
 
 
@@ -31,20 +32,31 @@ def run(stages: Sequence[Stage], table: pa.Table, dumps: Callable[[Any], bytes] 
 
     `dumps` pickles the stages; pass one that ships a user's module by value.
     """
+    return expand(stages, None, table, dumps).rows
+
+
+def expand(stages: Sequence[Stage], last: Stage | None, table: pa.Table, dumps: Callable[[Any], bytes] = pickle.dumps) -> Expanded:
+    """The same with an expand stage at the end; without one `children` is a table of no rows."""
     with tempfile.TemporaryDirectory(prefix="shardmill-careful-") as name:
         folder = Path(name)
-        (folder / "stages").write_bytes(dumps(list(stages)))
-        finished: list[pa.Table] = []
-        while (at := sum(map(len, finished))) < len(table):
-            _write(folder / "rows.arrow", table[at:])
+        (folder / "stages").write_bytes(dumps((list(stages), last)))
+        finished: list[Expanded] = []
+        while len(finished) < len(table):
+            _write(folder / "rows.arrow", table[len(finished) :])
             code = _child(folder)
-            done = _read(folder)
-            finished += done
+            finished += _read(folder)
             if code == 0:
                 break
-            row = table[at + sum(map(len, done)) :][:1]
-            finished.append(_guilty(stages, row, (folder / "named").read_text(), code))
-        return pa.concat_tables(finished) if finished else frame.apply_all(stages, table)
+            row = table[len(finished) : len(finished) + 1]
+            finished.append(_guilty(stages, last, row, (folder / "named").read_text(), code))
+    if not finished:
+        return _apply(stages, last, table)
+    return Expanded(pa.concat_tables([done.rows for done in finished]), pa.concat_tables([done.children for done in finished]))
+
+
+def _apply(stages: Sequence[Stage], last: Stage | None, table: pa.Table) -> Expanded:
+    table = frame.apply_all(stages, table)
+    return frame.expand(last, table) if last else Expanded(table, pa.table({}))
 
 
 def _child(folder: Path) -> int:
@@ -55,19 +67,18 @@ def _child(folder: Path) -> int:
     return process.returncode
 
 
-def _guilty(stages: Sequence[Stage], row: pa.Table, named: str, code: int) -> pa.Table:
+def _guilty(stages: Sequence[Stage], last: Stage | None, row: pa.Table, named: str, code: int) -> Expanded:
     """The row with its fate and the columns that it would have had; `code` is the child's exit code."""
-    name = named.strip()
-    if name not in {stage.name for stage in stages}:
+    names = [stage.name for stage in (*stages, *([last] if last else []))]
+    if named not in names:
         raise ContractError(f"the careful child ended with code {code} before it began with a row")
-    reason, how = ("out_of_memory", "killed") if code in (-signal.SIGKILL, 77) else ("crashed", f"died with code {code}")
+    reason, how = ("out_of_memory", "was killed") if code in (-signal.SIGKILL, NO_MEMORY) else ("crashed", f"died with code {code}")
+    at = names.index(named)
+    row = frame.apply_all(stages[:at], row)
+    row = row.set_column(row.schema.get_field_index("fate"), "fate", pa.array([f"{named}:{reason}"]))
     text = f"the process {how} while it worked on this row alone"
-    at = [stage.name for stage in stages].index(name)
-    for stage in stages[:at]:
-        row = frame.apply(stage, row)
-    row = row.set_column(row.schema.get_field_index("fate"), "fate", pa.array([f"{name}:{reason}"]))
     row = row.set_column(row.schema.get_field_index("detail"), "detail", pa.array([text]))
-    return frame.apply_all(stages[at:], row)
+    return _apply(stages[at:], last, row)
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -75,17 +86,17 @@ def _write(path: Path, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def _read(folder: Path) -> list[pa.Table]:
-    """The rows that a child finished, one table each; a torn last one is left out."""
+def _read(folder: Path) -> list[Expanded]:
+    """The rows that a child finished; a torn last one is left out."""
     data = (folder / "done").read_bytes()
     tables, at = [], 0
     while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 8], "little")
-        if at + 8 + size > len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+        if end > len(data):
             break
-        tables.append(pa.ipc.open_stream(data[at + 8 : at + 8 + size]).read_all())
-        at += 8 + size
-    return tables
+        tables.append(pa.ipc.open_stream(data[at + 8 : end]).read_all())
+        at = end
+    return [Expanded(rows, children) for rows, children in zip(tables[::2], tables[1::2], strict=False)]
 
 
 def limit_memory(allowed: int) -> None:
@@ -98,33 +109,34 @@ def limit_memory(allowed: int) -> None:
 
 def main(folder: Path) -> None:
     """The child: applies the stages to one row after the other, naming the stage before it starts."""
-    stages: list[Stage] = pickle.loads((folder / "stages").read_bytes())  # noqa: S301 (written by our own parent)
-    for stage in stages:
+    stages, last = pickle.loads((folder / "stages").read_bytes())  # noqa: S301 (written by our own parent)
+    everything: list[Stage] = [*stages, *([last] if last else [])]
+    for stage in everything:
         stage.open()
     with pa.OSFile(str(folder / "rows.arrow"), "rb") as source:
         table = pa.ipc.open_file(source).read_all()
-    limit_memory(max(stage.resources.memory for stage in stages) + SLACK)
+    limit_memory(max(stage.resources.memory for stage in everything) + SLACK)
     with (folder / "done").open("ab", buffering=0) as done:
         for at in range(len(table)):
-            row = table[at : at + 1]
-            for stage in stages:
-                (folder / "named").write_text(stage.name)
-                row = _apply(stage, row)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, row.schema) as writer:
-                writer.write_table(row)
-            data = sink.getvalue().to_pybytes()
-            done.write(len(data).to_bytes(8, "little") + data)
+            for made in _one(stages, last, table[at : at + 1], folder / "named"):
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, made.schema) as writer:
+                    writer.write_table(made)
+                data = sink.getvalue().to_pybytes()
+                done.write(len(data).to_bytes(8, "little") + data)
 
 
-def _apply(stage: Stage, row: pa.Table) -> pa.Table:
-    """A stage on one row; out of memory ends the child with code 77, for its memory is in pieces now."""
-    if not alive(row)[0].as_py():
-        return frame.apply(stage, row)
+def _one(stages: list[Stage], last: Stage | None, row: pa.Table, named: Path) -> Expanded:
+    """One row through all stages; out of memory ends the child, for its memory is in pieces then."""
     try:
-        return frame.apply(stage, row)
+        for stage in stages:
+            named.write_text(stage.name)
+            row = frame.apply(stage, row)
+        if last:
+            named.write_text(last.name)
+        return _apply([], last, row)
     except MemoryError:
-        os._exit(77)
+        os._exit(NO_MEMORY)
 
 
 if __name__ == "__main__":

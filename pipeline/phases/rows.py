@@ -20,7 +20,7 @@ from pipeline.heart import HEART, Timing, as_dict
 from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
 from pipeline.parts import Attempts, Part, part_name
-from pipeline.stage import Resources, Stage
+from pipeline.stage import Expanded, Resources, Stage
 from pipeline.storage import Store
 
 
@@ -169,10 +169,10 @@ class RowsWork:
         ingest, *rest = self.stages
         with HEART.at(part, ingest.name, len(raw), timings):
             table = ingest.normalise(raw, first, self.config.input.columns)  # type: ignore[attr-defined]
-        table = run_stages(rest, table, part, careful, timings)
-        if self.expand:
-            with HEART.at(part, self.expand.name, len(table), timings):
-                table, children = frame.expand(self.expand, table)
+        if self.expand is None:
+            table = run_stages(rest, table, part, careful, timings)
+        else:
+            table, children = expand_rows(rest, self.expand, table, part, careful, timings)
             children = inherit(table, frame.framed(children), self.expand)
             children = run_stages(self.children, children, part, careful, timings)
             self.store.write_table(f"children/{key}/{part_name(index)}", stored(children, [self.expand, *self.children]))
@@ -191,6 +191,18 @@ def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, t
         with HEART.at(part, stage.name, len(table), timings):
             table = frame.apply(stage, table)
     return table
+
+
+def expand_rows(stages: list[Stage], last: Stage, table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> Expanded:
+    """`run_stages`, then the expand stage `last`."""
+    if careful:
+        from ray import cloudpickle
+
+        with HEART.at(part, f"{last.name} (careful)", len(table), timings):
+            return careful_child.expand(stages, last, table, cloudpickle.dumps)
+    table = run_stages(stages, table, part, careful, timings)
+    with HEART.at(part, last.name, len(table), timings):
+        return frame.expand(last, table)
 
 
 def inherit(parents: pa.Table, children: pa.Table, expand: Stage) -> pa.Table:
