@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from tests.support.hostile import Hostile, Sentences
 
 from pipeline import careful
 from pipeline.frame import framed
+from tests.support.hostile import Hostile, Sentences
 
 CAPTIONS = ["a dog", "abort-now", "a cat", "raise-now", "eat-memory", "", "a bird", "x" * 201]
 
