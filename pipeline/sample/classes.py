@@ -35,7 +35,7 @@ CLASSES: dict[str, TruthClass] = {
     "wrong_type": TruthClass("a picture that is served as text/html, text/plain or octet-stream", KEPT),
     "odd_url": TruthClass("spaces, umlauts, a query, a port or a fragment in the URL", KEPT),
     "mojibake": TruthClass("caption in UTF-8 that was read as Windows-1252 once or twice", KEPT),
-    "escaped": TruthClass("caption with HTML escapes, some of them escaped twice", KEPT),
+    "escaped": TruthClass("caption with HTML tags and escapes, some of them escaped twice", KEPT),
     "control": TruthClass("caption with control, bidi and zero-width characters and stray white space", KEPT),
     "animated_gif": TruthClass("GIF of three frames, of which the first counts", KEPT),
     "cmyk": TruthClass("JPEG in four print colours", KEPT),
@@ -62,7 +62,7 @@ CLASSES: dict[str, TruthClass] = {
     "caption_short": TruthClass("caption of less than five characters", "captions:too_short"),
     "caption_empty": TruthClass("no caption", "captions:empty"),
     "caption_boilerplate": TruthClass("a file name, 'image 1 of 12', 'click to enlarge'", "captions:boilerplate"),
-    "caption_long": TruthClass("caption of several hundred words", "captions:too_long"),
+    "caption_long": TruthClass("caption of some hundred words", "captions:too_long"),
     "caption_abroad": TruthClass("a true caption in another language than English", "captions:language"),
     # URLs that must not be asked
     "bad_url": TruthClass("no URL, or one that cannot be read", "download:invalid_url"),

@@ -21,7 +21,7 @@ KIN = (  # photographs whose captions might be taken for true of one another
     {"page", "handwriting"},
     {"clock", "coins", "coffee", "motorcycle", "camera"},
 )
-ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noarchive, noai", "otherbot: nofollow, NoImageAI")
+ROBOTS = ("noai", "noimageai", "noindex", "noimageindex", "noarchive, noai", "shardmill: nofollow, NoImageAI")
 PRIVATE = (
     "http://10.0.0.5/photos/cat.jpg", "http://192.168.1.1/images/logo.jpg", "http://169.254.169.254/latest/meta-data/picture.jpg",
     "http://[::1]/pictures/1.png", "http://[::ffff:10.0.0.5]/mapped.jpg", "http://0x0a000005/hex.jpg", "http://167772165/decimal.jpg",
@@ -74,7 +74,7 @@ def _dead(b: Builder, truth: str, url: str | None = None, **page: Any) -> None:
 
 
 def _bad_captions(b: Builder) -> None:
-    for text in ("cat", "IMG", "a", "...", "ok!", "    "):
+    for text in ("cat", "red", "a", "ok!", "sky", "    "):
         b.photo("caption_short" if text.strip() else "caption_empty", b.dying(), text.strip(), text=text)
     for missing in ("", None, None):
         b.photo("caption_empty", b.dying(), "", text=missing)

@@ -103,8 +103,8 @@ def _captions(b: Builder) -> None:
         once = _misread(caption)
         b.photo("mojibake", view, caption, text=_misread(once) if number % 4 == 3 else once)
     for number, view in enumerate(b.take(8)):
-        caption = f"{view.captions[0]} & more <small>photos</small>"
-        text = caption.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;")
+        caption = f"{view.captions[0]} & more of the same"
+        text = caption.replace("&", "&lt;br&gt;&amp;").replace("'", "&#39;").replace("more", "&lt;b&gt;more&lt;/b&gt;")
         b.photo("escaped", view, caption, text=text.replace("&", "&amp;") if number % 2 else text)
     for view in b.take(4):
         words = view.captions[0].split()
