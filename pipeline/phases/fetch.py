@@ -183,9 +183,9 @@ class FetchWork:
         with HEART.at(job["id"], self.stages[0].name, len(todo), timings):
             made = await self._all(job["id"], frame.framed(todo), careful, timings)
         made = made.take(pa.array(np.argsort(made["row"].to_numpy(), kind="stable")))
+        check_errors(made, self.max_error_share, job["id"])
         out = stored(made, self.stages).drop_columns(["row"])
         await loop.run_in_executor(self.executor, self.store.write_table, job["pool"]["out"], out)
-        check_errors(made, self.max_error_share, job["id"])
         return {"rows": len(todo), "timings": as_dict(timings)}
 
     async def _all(self, part: str, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
@@ -235,8 +235,8 @@ class ScoreWork:
         timings: dict[str, Timing] = {}
         made = run_stages(self.stages, frame.framed(table), job["id"], careful, timings)
         names = stored_schema(self.stages, "pair_id", "fetch_id").names
-        self.store.write_table(job["scores"]["out"], made.select(names))
         check_errors(made, self.max_error_share, job["id"])
+        self.store.write_table(job["scores"]["out"], made.select(names))
         return {"scored": len(made), "timings": {**job.get("timings", {}), **as_dict(timings)}}
 
     def _with_images(self, todo: pa.Table, own: str) -> pa.Table:

@@ -176,8 +176,8 @@ class RowsWork:
             children = inherit(table, frame.framed(children), self.expand)
             children = run_stages(self.children, children, part, careful, timings)
             self.store.write_table(f"children/{key}/{part_name(index)}", stored(children, [self.expand, *self.children]))
-        self.store.write_table(part, stored(table, self.stages))
         check_errors(table, self.config.run.max_error_share, part)
+        self.store.write_table(part, stored(table, self.stages))
 
 
 def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
