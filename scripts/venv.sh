@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes .venv hold what a command needs: scripts/venv.sh [EXTRA ...]   (called by make; stands on sh and Python alone)
 #
-# Does nothing where .venv already holds these extras at today's pins. .venv/extras remembers both: a fingerprint of the
-# pins, of the interpreter asked for and of this folder, then the extras. An install that was cut off leaves no fingerprint.
+# Does nothing where .venv already holds these extras at today's pins. .venv/extras remembers a fingerprint of the pins, the
+# extras, and the folder that .venv was made in. An install that was cut off leaves no fingerprint.
 set -eu
 
 venv=.venv
@@ -14,10 +14,9 @@ if command -v flock >/dev/null 2>&1; then
     flock 9
 fi
 
-# What decides about an install: all of pyproject.toml above its tool settings, the pins, and where .venv stands (its
-# scripts and the editable install hold this path, so that a copied folder must be installed anew).
+# What decides about an install: the pins, and all of pyproject.toml above its tool settings.
 fingerprint() {
-    { sed '/^\[tool\.ruff/,$d' pyproject.toml; cat constraints.txt; pwd; } | cksum | tr ' ' '-'
+    sed '/^\[tool\.ruff/,$d' pyproject.toml | cat - constraints.txt | cksum | tr ' ' '-'
 }
 
 in_range='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))'
@@ -43,39 +42,40 @@ missing() { # the wanted extras that .venv does not hold
     done
 }
 
-held= known=
-if [ -f "$state" ]; then
-    known=$(sed -n 1p "$state")
-    held=$(sed -n 2p "$state")
-fi
 now=$(fingerprint)
+here=$(pwd -P)
+held= known= made_in=$here
+if [ -f "$state" ]; then
+    { read -r known; read -r held; read -r made_in; } <"$state" || true
+fi
 
-# Another interpreter than .venv's, asked for by name, or a .venv whose interpreter is gone: start afresh.
-if [ -d "$venv" ]; then
-    has=$(version_of "$venv/bin/python")
-    if [ "$has" = none ] || { [ -n "${PYTHON:-}" ] && [ "$has" != "$(version_of "$(find_python)")" ]; }; then
+# Start afresh where .venv's interpreter is gone or another is asked for by name, and in a folder that was copied or moved:
+# .venv's scripts hold the path that they were installed under.
+has=$(version_of "$venv/bin/python")
+[ "$made_in" = "$here" ] || has=none
+python=
+if [ "$has" = none ] || [ -n "${PYTHON:-}" ]; then
+    python=$(find_python)
+    if [ "$has" != "$(version_of "$python")" ]; then
         rm -rf "$venv"
         held= known=
     fi
 fi
 
 wanted=$(missing "$@")
-if [ -x "$venv/bin/python" ] && [ "$known" = "$now" ] && [ -z "$wanted" ]; then
+if [ "$known" = "$now" ] && [ -z "$wanted" ]; then
     exit 0
 fi
 
 began=$(date +%s)
-if [ ! -x "$venv/bin/python" ]; then
-    python=$(find_python)
-    "$python" -m venv "$venv"
-fi
+[ -d "$venv" ] || "$python" -m venv "$venv"
 all=$(printf '%s %s' "$held" "$wanted" | xargs)
 list=$(printf '%s' "$all" | tr ' ' ',')
-printf 'unfinished\n%s\n' "$all" >"$state"
+printf 'unfinished\n%s\n%s\n' "$all" "$here" >"$state"
 echo "setting up .venv: shardmill${list:+[$list]} on Python $(version_of "$venv/bin/python") (docs/install.md says what each extra costs)"
 # One command for everything: pip takes the torchvision that fits the pinned torch only when it sees both at once.
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".${list:+[$list]}"
-printf '%s\n%s\n' "$now" "$all" >"$state"
+printf '%s\n%s\n%s\n' "$now" "$all" "$here" >"$state"
 megabytes=$(du -sm "$venv" | cut -f1)
 torch=$("$venv/bin/python" -c 'from importlib.metadata import version; print(", torch " + version("torch"))' 2>/dev/null || true)
 echo "set-up took $(($(date +%s) - began)) s; .venv is $megabytes MB$torch"

@@ -107,3 +107,13 @@ CLASSES: dict[str, TruthClass] = {
     "extreme_aspect": TruthClass("a strip of a photograph, more than three times as long as wide", "images:aspect"),
     "small": TruthClass("between the size that images accept and the size that the selection asks for", "selection:min_side"),
 }
+
+
+def table() -> str:
+    """The classes as a Markdown table, as docs/guide/sample.md has it (a test compares them)."""
+    lines = ["| class | what it is | where it has to end |", "| --- | --- | --- |"]
+    for name, kind in CLASSES.items():
+        ends = " or ".join(f"`{fate}`" for fate in kind.fate.split("|"))
+        judged = f"; with scores `{kind.scored}`" if kind.scored else ""
+        lines.append(f"| `{name}` | {kind.meaning} | {ends}{judged} |")
+    return "\n".join(lines)
