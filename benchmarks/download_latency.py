@@ -150,7 +150,7 @@ def hosts(rows: int, rounds: int) -> None:
         }
         rates: dict[str, list[float]] = {"well": [], "5 % hanging": []}
         for _ in range(rounds):
-            for name in rates:
+            for name, measured in rates.items():
                 sick = name != "well"
                 urls = [
                     f"http://h{i % HOSTS}.test/{'hang' if sick and i % HOSTS % SICK == 0 else 'i'}/{i}.jpg"
@@ -159,7 +159,7 @@ def hosts(rows: int, rounds: int) -> None:
                 ]
                 found = crawl(urls, common)
                 met = seen(port)
-                rates[name].append(found["well_per_s"])
+                measured.append(found["well_per_s"])
                 show(f"hosts, {name}", found, met["peak"])
         compare("hanging hosts", rates["well"], rates["5 % hanging"])
 
@@ -176,7 +176,7 @@ def names(rows: int, rounds: int) -> None:
         }
         rates: dict[str, list[float]] = {"quick": [], "5 % slow": []}
         for at in range(rounds):
-            for name in rates:
+            for name, measured in rates.items():
                 slow = name != "quick"
                 urls = [
                     f"http://{'slow' if slow and i % SICK == 0 else 'n'}{i}.r{at}.test:{port}/i/{i}.jpg"
@@ -184,7 +184,7 @@ def names(rows: int, rounds: int) -> None:
                     if slow or i % SICK
                 ]
                 found, met = crawl_quick(urls, common), seen(port)
-                rates[name].append(found["well_per_s"])
+                measured.append(found["well_per_s"])
                 show(f"names, {name}", found, met["peak"])
         compare("slow names", rates["quick"], rates["5 % slow"])
 

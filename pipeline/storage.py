@@ -101,7 +101,8 @@ class Store:
             target.write_bytes(data)
 
     def write_json(self, path: str, value: Any) -> None:
-        self.write(path, (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode())
+        """As JSON; keys keep their order, which means something (a run's stages)."""
+        self.write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     @contextmanager
     def atomic(self, path: str) -> Iterator[Path]:

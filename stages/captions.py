@@ -26,7 +26,7 @@ Found = tuple[str, Any, Callable[[int], str | None]]
 """Of a rule: its reason, the mask of the rows that it fires on, and what the ledger shall say of one of them."""
 
 
-class Config(Strict):
+class Options(Strict):
     """All rules but `min_chars` and `empty` are off: a rule that is not asked for drops nothing."""
 
     typography: Literal["keep", "plain"] = "keep"
@@ -63,7 +63,7 @@ class Config(Strict):
     max_digits: float | None = Field(None, ge=0, le=1)
     """Digits per character that is no space, 0 to 1. Ours."""
     languages: list[str] = []
-    """Keep these alone, as ISO 639-1 codes (`zh` includes wuu and yue, `ar` arz, `no` nn). Empty: all. LAION-2B-en, DataComp basic: [en]."""
+    """Keep these alone: ISO 639-1 codes (`zh` includes wuu and yue, `ar` arz, `no` nn). Empty: all. LAION-2B-en, DataComp basic: [en]."""
     min_language_score: float = Field(0.0, ge=0, le=1)
     """Least probability of the language, with `languages`. 0: the likeliest language counts however unsure it is, as in DataComp."""
 
@@ -150,9 +150,11 @@ class Captions(Stage):
         "language": "in none of languages, or with less than min_language_score",
         "too_many_tokens": "more than max_tokens tokens of CLIP's tokenizer",
     }
-    Config = Config
 
-    def __init__(self, config: Config | None = None) -> None:
+    class Config(Options):
+        pass
+
+    def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self._languages = text_language.wanted(self.config.languages)
         self._model: Any = None
@@ -210,7 +212,7 @@ class Captions(Stage):
             yield "empty", pc.equal(found.chars, 0), lambda row: said[found.source_chars[row].as_py() > 0]
         for what, handling in self._remnants():
             if handling == "drop":
-                yield f"contains_{what}", text_remnants.find(found.cleaned, what), lambda row: None
+                yield f"contains_{what}", text_remnants.find(found.cleaned, what), lambda _: None
         if self.config.boilerplate:
             kinds = text_boilerplate.kinds(found.caption)
             yield "boilerplate", pc.is_valid(kinds), lambda row: str(kinds[row])

@@ -24,12 +24,14 @@ def merge(known: Known, con: Any, base: dict[str, Any], dedup_on: str | None) ->
     if columns:
         names = ", ".join(f'k."{name}"' for name in columns)
         con.execute(
-            f"CREATE OR REPLACE TEMP TABLE taken AS SELECT DISTINCT {names} FROM known k JOIN previous p ON p.row = k.row WHERE p.fate = 'kept'"
+            f"CREATE OR REPLACE TEMP TABLE taken AS SELECT DISTINCT {names} FROM known k "
+            "JOIN previous p ON p.row = k.row WHERE p.fate = 'kept'"
         )
         taken = "EXISTS (SELECT 1 FROM taken t WHERE " + " AND ".join(f't."{name}" = k."{name}"' for name in columns) + ")"
     con.execute(
         "CREATE OR REPLACE TEMP TABLE merged AS SELECT s.row, p.fate = 'kept' AS old, s.fate = 'kept' AND p.fate <> 'kept' AS fresh, "
-        f'{taken} AS taken, s.fate, s.detail, p.shard, p."index" FROM selected s JOIN previous p ON p.row = s.row JOIN known k ON k.row = s.row'
+        f'{taken} AS taken, s.fate, s.detail, p.shard, p."index" '
+        "FROM selected s JOIN previous p ON p.row = s.row JOIN known k ON k.row = s.row"
     )
     samples, seed = known.run.layout.shards.stage.config.samples, known.run.config.run.seed
     con.execute(
@@ -40,7 +42,8 @@ def merge(known: Known, con: Any, base: dict[str, Any], dedup_on: str | None) ->
     con.execute(
         "CREATE OR REPLACE TEMP TABLE selected AS SELECT m.row, "
         f"CASE WHEN m.old THEN 'kept' WHEN m.fresh AND m.taken THEN '{duplicate}' ELSE m.fate END AS fate, "
-        "CASE WHEN m.old THEN NULL WHEN m.fresh AND m.taken THEN 'a row of its cluster was in a shard already' ELSE m.detail END AS detail, "
+        "CASE WHEN m.old THEN NULL WHEN m.fresh AND m.taken THEN 'a row of its cluster was in a shard already' "
+        "ELSE m.detail END AS detail, "
         f"CAST(CASE WHEN f.row IS NULL THEN m.shard ELSE {shards} + f.n // {samples} END AS INTEGER) AS shard, "
         f'CAST(CASE WHEN m.old THEN m."index" WHEN f.row IS NOT NULL THEN f.n % {samples} END AS INTEGER) AS "index" '
         "FROM merged m LEFT JOIN fresh f ON f.row = m.row"

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import frame, views
-from pipeline.engine import Done, Engine, Job
+from pipeline.engine import Engine
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
@@ -25,6 +25,7 @@ from pipeline.parts import addition_name, addition_of
 from pipeline.phases.rows import check_errors, run_stages, stored
 from pipeline.stage import KEPT, Resources, Stage
 from pipeline.storage import Store
+from pipeline.workers import Done, Job
 
 RETRIES = "retry-"  # names of the notes of retries in a pool
 BATCH = 64  # finished downloads that go to an image thread together
@@ -133,7 +134,8 @@ def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
     views.latest(con, "scores", run.store, folder, "pair_id", stored_schema(stages_of(run.layout.scores), "pair_id", "fetch_id"))
     con.execute(
         "CREATE OR REPLACE TEMP TABLE pairs AS SELECT min(a.row) AS row, "
-        f"{unit_sql(inner, 'a', 'f.fetch_id')} AS pair_id, any_value(f.fetch_id) AS fetch_id FROM alive a JOIN fetches f ON f.row = a.row GROUP BY pair_id"
+        f"{unit_sql(inner, 'a', 'f.fetch_id')} AS pair_id, any_value(f.fetch_id) AS fetch_id "
+        "FROM alive a JOIN fetches f ON f.row = a.row GROUP BY pair_id"
     )
     columns = "".join(f', a."{name}"' for name in inner)
     # A fetch that is being made anew now has no file yet: null stands for the file of the very job.

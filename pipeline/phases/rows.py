@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import careful as careful_child
 from pipeline import frame
-from pipeline.engine import Done, Engine, Job
+from pipeline.engine import Engine
 from pipeline.errors import ContractError
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.keys import digest, ingredients
@@ -22,6 +22,7 @@ from pipeline.layout import Run, stages_of
 from pipeline.parts import Attempts, Part, part_name
 from pipeline.stage import Expanded, Resources, Stage
 from pipeline.storage import Store
+from pipeline.workers import Done, Job
 
 
 @dataclass(frozen=True)

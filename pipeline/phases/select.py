@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import views
-from pipeline.engine import Done
 from pipeline.errors import ContractError
 from pipeline.known import Known
 from pipeline.ledger import SELECTION as SCHEMA
 from pipeline.parts import part_name
 from pipeline.phases import append
+from pipeline.workers import Done
 
 
 def run_phase(known: Known, con: Any) -> list[Done]:

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import exchange, views
-from pipeline.engine import Done, Engine, Job
+from pipeline.engine import Engine
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.parts import part_name
 from pipeline.stage import KEPT, Resources
 from pipeline.storage import Store
+from pipeline.workers import Done, Job
 
 GROUP_ROWS = 1_000_000  # rows that one worker signs, and so one file of the exchange
 BUCKET_ENTRIES = 4_000_000  # entries of a bucket: about 150 MB while it is sorted

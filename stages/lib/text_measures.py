@@ -45,7 +45,8 @@ def digit_share(texts: pa.StringArray) -> np.ndarray:
 def _share(texts: pa.StringArray, others: str) -> np.ndarray:
     these = _numpy(pc.utf8_length(pc.replace_substring_regex(texts, others, "")))
     visible = _numpy(pc.utf8_length(pc.replace_substring(texts, " ", "")))
-    return these / np.maximum(visible, 1)
+    share: np.ndarray = these / np.maximum(visible, 1)
+    return share
 
 
 def longest_run(texts: pa.StringArray) -> np.ndarray:

@@ -61,7 +61,8 @@ class TokenCounter:
             self._lengths.clear()
             self._tokenizer.cache = dict(self._special)
         pieces = self._tokenizer.bpe("".join(map(self._tokenizer.byte_encoder.__getitem__, raw)))
-        length = self._lengths[word] = pieces.count(" ") + 1
+        length: int = pieces.count(" ") + 1
+        self._lengths[word] = length
         return length
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.support.s3 import s3_server
 
 from pipeline import exchange, views
 from pipeline.errors import TransientError
 from pipeline.parts import Attempts, Part, addition_name, addition_of
 from pipeline.storage import Store
+from tests.support.s3 import s3_server
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,14 @@ def test_copy_leaves_both(store: Store) -> None:
     assert store.read("new/x") == store.read("old/x") == b"1"
 
 
+def _half(target: Path) -> None:
+    target.write_bytes(b"half")
+    raise RuntimeError("half way")
+
+
 def test_a_failed_write_leaves_nothing(store: Store) -> None:
     with pytest.raises(RuntimeError, match="half"), store.atomic("a/x") as target:
-        target.write_bytes(b"half")
-        raise RuntimeError("half way")
+        _half(target)
     assert not store.exists("a/x")
     assert store.names("a") == []
     assert store.sweep() == []
@@ -75,7 +79,7 @@ def test_a_failed_write_leaves_nothing(store: Store) -> None:
 
 def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(TransientError, match="no space left.*repeat the command"), store.atomic("x"):
+    with pytest.raises(TransientError, match=r"no space left.*repeat the command"), store.atomic("x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert store.names("") == []
 

@@ -151,7 +151,7 @@ def _body(found: dict[str, pages.Page], row: dict[str, Any]) -> Any:
 def _jaccard(one: str, two: str) -> float:
     """Of character 5-grams, as near-duplicates are judged."""
     sets = []
-    for text in (one, two):
-        text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    for caption in (one, two):
+        text = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
         sets.append({text[i : i + 5] for i in range(max(1, len(text) - 4))})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
