@@ -268,7 +268,7 @@ class Captions(Stage):
         counted = self._tokens.count(caption.take(at), enough=most)
         tokens = pc.replace_with_mask(pa.nulls(len(caption), pa.int32()), pa.array(verdict.alive), counted)
         fires = pc.or_(pc.is_null(tokens), pc.fill_null(pc.greater(tokens, most), True))
-        verdict.drop(f"{self.name}:too_many_tokens", fires, lambda row: f"{tokens[row].as_py() or 'uncounted, certainly'} tokens > {most}")
+        verdict.drop(f"{self.name}:too_many_tokens", fires, lambda row: f"{tokens[row].as_py() or 'too many to count:'} tokens > {most}")
         return tokens
 
 
