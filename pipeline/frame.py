@@ -106,6 +106,11 @@ def _check_parents(stage: Stage, kept: np.ndarray, parents: np.ndarray) -> None:
     raise ContractError(f"{stage.name}: the children of one parent must stand together, in the order of their parents")
 
 
+def kept(table: pa.Table) -> int:
+    """How many rows no stage has dropped yet."""
+    return int(pc.sum(alive(table)).as_py() or 0)
+
+
 def machine_fault(err: BaseException) -> bool:
     """True for faults of the machine, for which no row is to blame. Never decided by OSError alone: Pillow's, SSL's and
     time-out errors are OSErrors too."""

@@ -75,9 +75,9 @@ class Known:
             upstream["image_dedup"] = digest(out["image_dedup"])
         chosen = [layout.selection] if layout.selection else []
         base = self._base(made, retries)
-        out["selection"] = ingredients(
-            [*chosen, layout.shards], seed=self.run.config.run.seed, appends_to=base and base["shards"], **upstream
-        )
+        dedup: Any = layout.dedup.stage.config if layout.dedup else None
+        more = {"seed": self.run.config.run.seed, "dedup_on": dedup and dedup.on, "appends_to": base and base["shards"]}
+        out["selection"] = ingredients([*chosen, layout.shards], **more, **upstream)
         return out
 
     def _base(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any] | None:

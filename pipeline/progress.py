@@ -16,85 +16,104 @@ LOG_EVERY_S = 15.0
 class Quiet:
     """Says nothing; for the Python API."""
 
-    def phase(self, name: str, jobs: int, note: str = "") -> None:
-        """A phase begins: `jobs` parts are missing (0: all is committed already)."""
+    def phase(self, name: str) -> None:
+        """A phase begins."""
 
     def beat(self, progress: Progress) -> None:
-        """The engine's word on a running phase."""
+        """The engine's word on the running phase: once a second, and when a part is done."""
+
+    def phase_ended(self, jobs: int) -> None:
+        """The phase ended; `jobs` 0: all of it was committed before."""
 
     def close(self) -> None:
         """The run ended."""
 
 
 class Lines(Quiet):
-    """key=value lines, at the begin and end of a phase and every 15 s: for logs."""
+    """key=value lines, at the end of a phase and every 15 s: for logs."""
 
     def __init__(self) -> None:
+        self.name = ""
         self.last = self.began = 0.0
 
-    def phase(self, name: str, jobs: int, note: str = "") -> None:
+    def phase(self, name: str) -> None:
+        self.name = name
         self.last = self.began = time.monotonic()
-        log.info("phase=%s parts_to_do=%d%s", name, jobs, f" {note}" if note else "")
 
     def beat(self, progress: Progress) -> None:
-        ended = progress.done == progress.jobs
-        if not ended and time.monotonic() - self.last < LOG_EVERY_S:
+        if time.monotonic() - self.last < LOG_EVERY_S:
             return
         self.last = time.monotonic()
         seconds = self.last - self.began
-        done, rows = f"{progress.done}/{progress.jobs}", rows_done(progress)
-        log.info("phase=%s parts=%s rows=%d %sseconds=%.1f", progress.phase, done, rows, rates(progress, seconds), seconds)
+        stages = "".join(f" {stage}={count} {stage}_per_s={count / seconds:.0f}" for stage, count in working(progress))
+        rows, kept = totals(progress)
+        at = f"parts={progress.done}/{progress.jobs} rows={rows} kept={kept}"
+        log.info("phase=%s %s%s seconds=%.1f left_s=%s", progress.phase, at, stages, seconds, _left(progress, seconds))
+
+    def phase_ended(self, jobs: int) -> None:
+        log.info("phase=%s done parts=%d seconds=%.1f", self.name, jobs, time.monotonic() - self.began)
 
 
 class Live(Quiet):
-    """A bar a phase with rows, rate and time left, redrawn in place: for terminals."""
+    """A bar a phase with rows, rates and time left, redrawn in place: for terminals."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        self.console = Console(stderr=True)
         self.bars: Any = Bars(
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=28),
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("parts"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
-            console=self.console,
+            console=Console(stderr=True),
         )
         self.bars.start()
         self.bar: Any = None
         self.began = 0.0
 
-    def phase(self, name: str, jobs: int, note: str = "") -> None:
+    def phase(self, name: str) -> None:
         self.began = time.monotonic()
-        note = note or ("" if jobs else "all committed before")
-        self.bar = self.bars.add_task(name, total=max(jobs, 1), completed=0 if jobs else 1, note=note)
+        self.bar = self.bars.add_task(name, total=None, note="")
 
     def beat(self, progress: Progress) -> None:
-        if self.bar is not None:
-            note = rates(progress, time.monotonic() - self.began).strip()
-            self.bars.update(self.bar, total=progress.jobs, completed=progress.done, note=note)
+        seconds = max(time.monotonic() - self.began, 1e-3)
+        notes = [f"{stage} {count:,} ({count / seconds:,.0f}/s)" for stage, count in working(progress)]
+        rows, kept = totals(progress)
+        if rows:
+            notes.insert(0, f"{rows:,} rows, {kept:,} kept")
+        self.bars.update(self.bar, total=progress.jobs, completed=progress.done, note=" · ".join(notes))
+
+    def phase_ended(self, jobs: int) -> None:
+        """The bar stays, full, with what the phase said last."""
+        if jobs:
+            self.bars.update(self.bar, total=jobs, completed=jobs)
+        else:
+            self.bars.update(self.bar, total=1, completed=1, note="nothing to do: committed before, or made without workers")
+        self.bars.stop_task(self.bar)
 
     def close(self) -> None:
         self.bars.stop()
 
 
-def rows_done(progress: Progress) -> int:
-    """Rows of the finished parts."""
-    return sum(int(done.get("rows", 0)) for done in progress.results)
+def totals(progress: Progress) -> tuple[int, int]:
+    """(rows, kept rows) of the finished parts."""
+    return sum(int(done.get("rows", 0)) for done in progress.results), sum(int(done.get("kept", 0)) for done in progress.results)
 
 
-def rates(progress: Progress, seconds: float) -> str:
-    """Rows a second of each stage that has worked in this session, as `download=812/s images=790/s `."""
-    if seconds < 1:
-        return ""
-    working = {stage for _, stage, _ in progress.now}
-    return "".join(f"{stage}={count / seconds:,.0f}/s " for stage, count in progress.rows.items() if stage in working and count)
+def working(progress: Progress) -> list[tuple[str, int]]:
+    """Each stage that is at work now, with the rows that it has done in this session."""
+    now = {stage for _, stage, _ in progress.now}
+    return [(stage, count) for stage, count in progress.rows.items() if stage in now and count]
+
+
+def _left(progress: Progress, seconds: float) -> str:
+    return f"{seconds / progress.done * (progress.jobs - progress.done):.0f}" if progress.done else "?"
 
 
 def for_terminal() -> Quiet:

@@ -51,13 +51,13 @@ class Session:
     show: Quiet
     phases: list[dict[str, Any]] = field(default_factory=list)
 
-    def phase(self, name: str, work: Callable[[], list[Done]], jobs: int) -> list[Done]:
+    def phase(self, name: str, work: Callable[[], list[Done]]) -> None:
         """Runs one phase with its progress and notes its time."""
-        self.show.phase(name, jobs)
+        self.show.phase(name)
         began = time.monotonic()
         done = work()
-        self.phases.append({"phase": name, "jobs": jobs, "seconds": round(time.monotonic() - began, 3), "done": done})
-        return done
+        self.show.phase_ended(len(done))
+        self.phases.append({"phase": name, "jobs": len(done), "seconds": round(time.monotonic() - began, 3), "done": done})
 
 
 def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | None = None) -> Result:
@@ -115,21 +115,21 @@ def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) ->
     this, engine, con = session.run, session.engine, session.con
     began = time.monotonic()
     files = rows.list_input(this)
-    session.phase("rows", lambda: rows.run_phase(this, engine, files), len(rows.todo(this, files)))
+    session.phase("rows", lambda: rows.run_phase(this, engine, files))
     known = Known(this, files)
     write_run_json(known)
     _dedup(session, known)
     known.view_alive(con)
-    session.phase("pool", lambda: fetch.run_phase(this, engine, con, again), len(fetch.todo(this, con, again)))
+    session.phase("pool", lambda: fetch.run_phase(this, engine, con, again))
     known = Known(this, files)
     _image_dedup(session, known)
     known.view_known(con, "known", image_dedup=True)
     known.check_complete(con, "known")
     if not known.done("selection"):
-        session.phase("selection", lambda: select.run_phase(known, con), 1)
+        session.phase("selection", lambda: select.run_phase(known, con))
     select.view_selected(known, con)
     if not known.done("shards") or not this.store.exists("shards/manifest.json"):
-        session.phase("shards", lambda: write.run_phase(known, engine, con), ledger.shards_total(known))
+        session.phase("shards", lambda: write.run_phase(known, engine, con))
     balances = ledger.run_phase(known, con)
     write_run_json(known)
     _write_metrics(session)
@@ -147,7 +147,7 @@ def _dedup(session: Session, known: Known) -> None:
     known.view_rows(con)
     con.execute("CREATE OR REPLACE VIEW alive_rows AS SELECT * FROM rows WHERE fate = 'kept'")
     sources = [(part.path, part.base, part.rows) for part in known.parts]
-    session.phase("dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, known.folder("dedup"), sources), 3)
+    session.phase("dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, known.folder("dedup"), sources))
 
 
 def _image_dedup(session: Session, known: Known) -> None:
@@ -160,7 +160,7 @@ def _image_dedup(session: Session, known: Known) -> None:
     con.execute("CREATE OR REPLACE VIEW alive_rows AS SELECT * FROM known WHERE fate = 'kept'")
     folder = known.folder("image_dedup")
     sources = shuffle.write_sources(con, entry.stage, store, folder)
-    session.phase("image_dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, folder, sources), 3)
+    session.phase("image_dedup", lambda: shuffle.run_phase(session.engine, con, entry.stage, store, folder, sources))
 
 
 @contextlib.contextmanager
@@ -187,7 +187,8 @@ def check_ready(this: Run) -> None:
     if this.layout.selection:
         from pipeline.known import columns_known
 
-        this.layout.selection.stage.check(columns_known(this))
+        rules: Any = this.layout.selection.stage
+        rules.check(columns_known(this))
     try:
         this.store.write("tmp/probe", b"shardmill")
         this.store.remove("tmp/probe")

@@ -188,7 +188,7 @@ class FetchWork:
         check_errors(made, self.max_error_share, job["id"])
         out = stored(made, self.stages).drop_columns(["row"])
         await loop.run_in_executor(self.executor, self.store.write_table, job["pool"]["out"], out)
-        return {"rows": len(todo), "timings": as_dict(timings)}
+        return {"rows": len(todo), "kept": frame.kept(made), "timings": as_dict(timings)}
 
     async def _all(self, part: str, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
         """All rows through download and, in threads, the later stages; at most two batches a thread wait."""

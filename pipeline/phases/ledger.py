@@ -20,7 +20,8 @@ def run_phase(known: Known, con: Any) -> dict[str, Balance]:
     run, folder = known.run, f"ledger/{known.keys['shards']}"
     level = run.layout.level
     parent = "r.parent" if level == "children" else "NULL"
-    key = run.layout.shards.stage.key_sql("s.shard", 's."index"', shards_total(known))
+    sink: Any = run.layout.shards.stage
+    key = sink.key_sql("s.shard", 's."index"', shards_total(known))
     con.execute(
         f"CREATE OR REPLACE TEMP VIEW ledger AS SELECT r.part, r.row, {parent} AS parent, r.uid, r.url, s.fate, s.detail, "
         f"CAST(s.shard AS INTEGER) AS shard, CASE WHEN s.fate = '{KEPT}' THEN {key} END AS key FROM rows r JOIN selected s ON s.row = r.row"

@@ -146,16 +146,16 @@ class RowsWork:
             raw = next(self._read(file, job["first"], job["rows"]))
             if len(raw) != job["rows"]:
                 raise ContractError(f"{file.url}: its footer promised {job['rows']} rows from row {job['first']} on, but {len(raw)} came")
-            self._part(job["key"], job["index"], job["first"], raw, careful, timings)
-            return {"rows": len(raw), "timings": as_dict(timings)}
-        total = 0
+            kept = self._part(job["key"], job["index"], job["first"], raw, careful, timings)
+            return {"rows": len(raw), "kept": kept, "timings": as_dict(timings)}
+        total = kept = 0
         for index, raw in enumerate(self._read(file, 0, self.config.run.part_rows)):
             if not self.store.exists(f"rows/{job['key']}/{part_name(index)}"):
                 attempts = Attempts(self.store, f"rows/{job['key']}/{part_name(index)}")
-                self._part(job["key"], index, total, raw, attempts.begin() > 1, timings)
+                kept += self._part(job["key"], index, total, raw, attempts.begin() > 1, timings)
                 attempts.end()
             total += len(raw)
-        return {"rows": total, "timings": as_dict(timings)}
+        return {"rows": total, "kept": kept, "timings": as_dict(timings)}
 
     def _read(self, file: Any, first: int, rows: int) -> Iterator[pa.Table]:
         from stages.ingest.files import stream
@@ -164,8 +164,11 @@ class RowsWork:
         tables: Iterator[pa.Table] = stream(file, first, rows, header=given.header, storage_options=given.storage_options)
         return tables
 
-    def _part(self, key: str, index: int, first: int, raw: pa.Table, careful: bool, timings: dict[str, Timing]) -> None:
-        """Runs the stages over one part and commits it: children first, since the part's own file says that it is done."""
+    def _part(self, key: str, index: int, first: int, raw: pa.Table, careful: bool, timings: dict[str, Timing]) -> int:
+        """Runs the stages over one part and commits it: children first, since the part's own file says that it is done.
+
+        Returns how many rows are still alive.
+        """
         part = f"rows/{key}/{part_name(index)}"
         ingest, *rest = self.stages
         with HEART.at(part, ingest.name, len(raw), timings):
@@ -179,6 +182,7 @@ class RowsWork:
             self.store.write_table(f"children/{key}/{part_name(index)}", stored(children, [self.expand, *self.children]))
         check_errors(table, self.config.run.max_error_share, part)
         self.store.write_table(part, stored(table, self.stages))
+        return frame.kept(table)
 
 
 def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:

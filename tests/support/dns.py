@@ -29,7 +29,8 @@ class Late:
 
 
 class Dns:
-    def __init__(self, names: Mapping[str, Any] | Callable[[str], Any]) -> None:
+    def __init__(self, names: Mapping[str, Any] | Callable[[str], Any], ttl: int = 60) -> None:
+        self.ttl = ttl
         self.answer_of = names if callable(names) else lambda name: names.get(name, NXDOMAIN)
         self.asked: Counter[str] = Counter()
         self.address = ""
@@ -69,11 +70,11 @@ class _Protocol(asyncio.DatagramProtocol):
         if isinstance(answer, Late):
             answer, seconds = answer.answer, answer.seconds
         if answer != SILENT:
-            packet = _reply(query, answer).pack()
+            packet = _reply(query, answer, self.dns.ttl).pack()
             self.dns.loop.call_later(seconds, self.transport.sendto, packet, sender)
 
 
-def _reply(query: DNSRecord, answer: Any) -> DNSRecord:
+def _reply(query: DNSRecord, answer: Any, ttl: int) -> DNSRecord:
     reply = query.reply()
     if answer in (NXDOMAIN, SERVFAIL, REFUSED):
         reply.header.rcode = getattr(RCODE, answer)
@@ -81,5 +82,5 @@ def _reply(query: DNSRecord, answer: Any) -> DNSRecord:
     for address in [] if answer == NO_ADDRESS else [answer] if isinstance(answer, str) else answer:
         kind, data = (QTYPE.AAAA, AAAA) if ":" in address else (QTYPE.A, A)
         if query.q.qtype == kind:
-            reply.add_answer(RR(query.q.qname, kind, rdata=data(address), ttl=60))
+            reply.add_answer(RR(query.q.qname, kind, rdata=data(address), ttl=ttl))
     return reply
