@@ -84,10 +84,11 @@ class Stage:
     name: ClassVar[str]
     version: ClassVar[int]  # raised when the same input and config give another output
     shape: ClassVar[Shape] = "rows"
-    reads: ClassVar[Mapping[str, Column]] = {}
-    adds: ClassVar[Mapping[str, Column]] = {}
-    reasons: ClassVar[Mapping[str, str]] = {}
-    resources: ClassVar[Resources] = Resources()
+    # Of the class; an instance may set its own where they follow from its config.
+    reads: Mapping[str, Column] = {}
+    adds: Mapping[str, Column] = {}
+    reasons: Mapping[str, str] = {}
+    resources: Resources = Resources()
 
     class Config(Strict):
         pass

@@ -95,7 +95,8 @@ class Worker:
             for other in Worker.opened.values():
                 getattr(other, "close", lambda: None)()
             self.work.open()
-            careful.limit_memory(self.work.resources.memory + careful.SLACK)
+            if not self.work.resources.gpus:  # CUDA maps far more than it uses
+                careful.limit_memory(self.work.resources.memory + careful.SLACK)
             if hasattr(self.work, "lease_call"):
                 self.work.lease_call = self._lease
             Worker.opened = {self.identity: self.work}
