@@ -127,18 +127,17 @@ class Client:
 
         Raises FetchError; OSError for the machine's own faults.
         """
+        head: Head | None = None
         try:
             async with clock, self.session.get(target.url, allow_redirects=False) as answer:
                 head = Head(answer.status, answer.headers)
                 if answer.status in GOOD:
                     head.body = await _body(answer, clock, max_bytes, hold, cut)
                 return head
-        except FetchError:
-            raise
-        except TimeoutError as err:
-            raise timed_out(err) from None
-        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as err:
-            raise classified(err) from None
+        except (FetchError, aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as err:
+            failure = err if isinstance(err, FetchError) else timed_out(err) if isinstance(err, TimeoutError) else classified(err)
+            failure.status = head.status if head else None
+            raise failure from None
 
     async def close(self) -> None:
         await self.session.close()
@@ -167,7 +166,7 @@ async def _body(answer: aiohttp.ClientResponse, clock: Clock, max_bytes: int, ho
     length = answer.content_length
     undo = _undoing(answer.headers.get("Content-Encoding", ""))
     if length is not None and length > max_bytes and not cut:
-        raise FetchError("too_large", f"Content-Length {length} is over max_bytes", answer.status)
+        raise FetchError("too_large", f"Content-Length {length} is over max_bytes")
     first = UNKNOWN if length is None or undo else min(length, max_bytes)
     if hold.memory.announced.full(first):
         await clock.stopped(hold.announce(first))
@@ -182,12 +181,12 @@ async def _body(answer: aiohttp.ClientResponse, clock: Clock, max_bytes: int, ho
         if size > max_bytes and cut:
             return b"".join([*parts, data])[:max_bytes]
         if size > max_bytes:
-            raise FetchError("too_large", "the body goes beyond max_bytes", answer.status)
+            raise FetchError("too_large", "the body goes beyond max_bytes")
         if size > hold.first and not hold.second:
             await clock.stopped(hold.grow(max_bytes))
         parts.append(data)
     if undo and not undo.eof and size:
-        raise FetchError("bad_encoding", "the compressed body ends too early", answer.status)
+        raise FetchError("bad_encoding", "the compressed body ends too early")
     hold.shrink(size)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

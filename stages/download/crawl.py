@@ -107,7 +107,7 @@ class Crawl:
                     live.add(self._join(one, positions, done))
                     if len(live) >= BACKLOG * self.config.window:
                         break
-                finished = await _gathered(done)
+                finished = await _gathered(done, len(live))
                 live.difference_update(shared for _, shared in finished)
                 left -= len(finished)
                 yield (piece := [(positions, shared.work.result()) for positions, shared in finished])
@@ -170,11 +170,11 @@ class Crawl:
         self.threads.shutdown(wait=False, cancel_futures=True)
 
 
-async def _gathered(done: asyncio.Queue[tuple[list[int], _Shared]]) -> list[tuple[list[int], _Shared]]:
-    """At least one finished work; more while they come at once, up to a piece's rows and bytes."""
+async def _gathered(done: asyncio.Queue[tuple[list[int], _Shared]], live: int) -> list[tuple[list[int], _Shared]]:
+    """At least one finished work of the `live` ones; more while they come at once, up to a piece's rows and bytes."""
     piece = [await done.get()]
     size = _bytes(piece[0][1])
-    while len(piece) < PIECE_ROWS and size < PIECE_BYTES:
+    while len(piece) < min(PIECE_ROWS, live) and size < PIECE_BYTES:
         try:
             async with asyncio.timeout(PIECE_S):
                 piece.append(await done.get())

@@ -177,7 +177,11 @@ class Server:
         again = False
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError, OSError):
             while not writer.is_closing():
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                first = await reader.readexactly(1)
+                if first == b"\x16":  # a TLS greeting, which nginx answers like this
+                    writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                    break
+                head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 await self._request(head, again, reader, writer)
                 again = True
         writer.close()
@@ -260,7 +264,10 @@ class Server:
         r.writer.write(b"0\r\n\r\n")
 
     async def _at_bad_chunk(self, r: Request) -> None:
-        await r.answer(200, b"zz\r\nnonsense\r\n", {"Transfer-Encoding": "chunked"})
+        await r.answer(200, b"3\r\nabc\r\n", {"Transfer-Encoding": "chunked"})
+        await asyncio.sleep(0.05)  # in one packet with the head the client would not get to see the status
+        r.writer.write(b"zz\r\nnonsense\r\n")
+        await r.writer.drain()
 
     async def _at_short(self, r: Request) -> None:
         """Announces 1,000 bytes, sends 10, ends."""
