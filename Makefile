@@ -54,7 +54,7 @@ lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh
 	@$(bin)/ruff check --quiet $(wildcard $(checked))
 	@$(bin)/ruff format --check --quiet $(wildcard $(checked))
 	@$(bin)/mypy --no-error-summary
-	@$(bin)/lint-imports --no-timing | tail -n +1
+	@$(bin)/lint-imports --no-logo
 	@$(bin)/python docs/generate.py --check
 
 wheel-test: ## builds the wheel and uses it where the sources are not

@@ -50,12 +50,11 @@ def _node_facts(store: Store) -> dict[str, str]:
 
     import ray
 
-    import pipeline
     import stages
 
     code = hashlib.sha256()
-    for package in (pipeline, stages):
-        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+    for package in (Path(__file__).parent, Path(str(stages.__file__)).parent):
+        for file in sorted(package.rglob("*.py")):
             code.update(file.read_bytes())
     probe, hindered = f"tmp/nodes/{uuid.uuid4().hex}", ""
     try:

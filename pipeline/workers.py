@@ -44,6 +44,14 @@ class AsyncWork(Work, Protocol):
         """As `__call__`."""
 
 
+def dumps(what: Any) -> bytes:
+    """Pickles with Ray's cloudpickle, which takes a user's own module along by value."""
+    from ray import cloudpickle
+
+    data: bytes = cloudpickle.dumps(what)
+    return data
+
+
 def board_class() -> Any:
     import ray
 

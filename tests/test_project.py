@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -77,8 +78,9 @@ def test_a_config_names_the_extras_that_it_needs(config: Path) -> None:
     assert len(named) == 1, f"{config} should name its extras once, in a line `# extras: ...` (which may be empty)"
     extras = set(named[0].split())
     assert extras <= set(PYPROJECT["project"]["optional-dependencies"])
-    assert ("scores:" in text) <= ("clip" in extras)
-    assert ("sample://" in text) == ("sample" in extras)
+    raw = yaml.safe_load(text)
+    assert ("scores" in raw["stages"]) <= ("clip" in extras)
+    assert str(raw["input"]["path"]).startswith("sample://") == ("sample" in extras)
 
 
 def make(*args: str) -> str:

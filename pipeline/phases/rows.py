@@ -22,7 +22,7 @@ from pipeline.layout import Run, stages_of
 from pipeline.parts import Attempts, Part, part_name
 from pipeline.stage import Expanded, Resources, Stage
 from pipeline.storage import Store
-from pipeline.workers import Done, Job
+from pipeline.workers import Done, Job, dumps
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,8 @@ class RowsWork:
 def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
     """All stages over a table, timed; `careful`: in a child process, a row at a time."""
     if careful and stages:
-        from ray import cloudpickle
-
         with HEART.at(part, f"{stages[0].name} (careful)", len(table), timings):
-            return careful_child.run(stages, table, cloudpickle.dumps)
+            return careful_child.run(stages, table, dumps)
     for stage in stages:
         with HEART.at(part, stage.name, len(table), timings):
             table = frame.apply(stage, table)
@@ -201,10 +199,8 @@ def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, t
 def expand_rows(stages: list[Stage], last: Stage, table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> Expanded:
     """`run_stages`, then the expand stage `last`."""
     if careful:
-        from ray import cloudpickle
-
         with HEART.at(part, f"{last.name} (careful)", len(table), timings):
-            return careful_child.expand(stages, last, table, cloudpickle.dumps)
+            return careful_child.expand(stages, last, table, dumps)
     table = run_stages(stages, table, part, careful, timings)
     with HEART.at(part, last.name, len(table), timings):
         return frame.expand(last, table)
