@@ -1,0 +1,166 @@
+"""Shards: img2dataset's files to the letter, so that webdataset, open_clip, HF datasets, DALI and wids read them as they are.
+
+A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample), NNNNN.parquet (a line a row, also for dropped ones),
+NNNNN_stats.json and, if asked, NNNNN.idx for DALI. Images are written as they are stored, never encoded again. All bytes
+but the three times in the statistics are a function of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from pipeline.errors import ContractError
+from pipeline.stage import KEPT, Column, Resources, Stage, Strict
+from stages.shards.listing import as_json, listing
+from stages.shards.tar import dali_index, write_tar
+
+SUFFIXES = {"jpg", "webp", "png"}
+BATCH = 1000  # samples whose JSON is held at once
+
+
+class Config(Strict):
+    samples: int = Field(10_000, ge=1)
+    """About so many samples a shard, never more; `order: input` counts dropped rows too."""
+    order: Literal["shuffled", "input"] = "shuffled"
+    """`shuffled`: kept samples in random order (run.seed), shards equal to one sample; `input`: img2dataset's own numbering."""
+    multiple_of: int = Field(1, ge=1)
+    """The number of shards is a multiple of this (the trainer's ranks times its workers)."""
+    caption: Literal["cleaned", "source"] = "cleaned"
+    """Which caption is the sample's text: as the captions stage left it, or as the input has it."""
+    idx: bool = False
+    """Write an index for NVIDIA DALI beside each tar."""
+
+    @model_validator(mode="after")
+    def _input_order(self) -> Config:
+        if self.order == "input" and self.multiple_of > 1:
+            raise ValueError("order input has img2dataset's number of shards; multiple_of needs order shuffled")
+        return self
+
+
+class Shards(Stage):
+    """Writes the shards: tar, Parquet and statistics as img2dataset, and indices for open_clip, wids and DALI."""
+
+    name = "shards"
+    version = 1
+    shape = "sink"
+    reads = {
+        "uid": Column(pa.string(), "of the input row"),
+        "url": Column(pa.string(), "of the input row"),
+        "image": Column(pa.large_binary(), "the encoded image, written as it is"),
+        "format": Column(pa.string(), "jpg, webp or png: the suffix of the image"),
+    }
+    resources = Resources(memory=3 << 30)
+    Config = Config
+
+    def key_sql(self, shard: str, index: str, total: int) -> str:
+        """SQL of a sample's key out of its shard's number and its place there, for `total` shards. See `keys`."""
+        digits, places = shard_digits(total), index_digits(self.config.samples)
+        return f"printf('%0{digits}d%0{places}d', {shard}, {index})" if places else f"printf('%0{digits}d', {shard})"
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What was written of one shard. `files`: all its files, the statistics last; `bytes` and `sha256` are the tar's."""
+
+    shard: int
+    name: str
+    files: list[str]
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def shard_digits(total: int) -> int:
+    """How many digits a shard's name has: five as img2dataset's, or what the last of `total` shards needs."""
+    return max(5, len(str(total - 1)))
+
+
+def index_digits(samples: int) -> int:
+    """How many digits a sample's place has in its key: img2dataset's ceil(log10(samples))."""
+    return len(str(samples - 1)) if samples > 1 else 0
+
+
+def keys(shard: int, index: pa.Array, samples: int, total: int) -> pa.Array:
+    """The samples' keys: img2dataset's shard * 10^m + index, zero-padded; null where `index` (integers) is null."""
+    stem, places = f"{shard:0{shard_digits(total)}d}", index_digits(samples)
+    return pa.array([None if at is None else stem + (f"{at:0{places}d}" if places else "") for at in index.to_pylist()], pa.string())
+
+
+def write_shard(folder: Path, shard: int, rows: pa.Table, config: Config, total: int) -> ShardFacts:
+    """Writes the files of one shard into `folder`.
+
+    `rows`: shard's rows in their order, kept ones with `image` and `format`; `index` is the place in the shard, null for a
+    dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
+    """
+    began = time.time()
+    stem = f"{shard:0{shard_digits(total)}d}"
+    caption = "source_caption" if config.caption == "source" or "caption" not in rows.column_names else "caption"
+    table = listing(rows, keys(shard, rows["index"], config.samples, total), caption)
+    kept = pc.equal(rows["fate"], KEPT)
+    samples = _samples(table.filter(kept), rows.select(["row", "image", "format"]).filter(kept))
+    members = write_tar(folder / f"{stem}.tar", samples)
+    pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
+    files = [f"{stem}.tar", f"{stem}.parquet"]
+    if config.idx:
+        files.append(f"{stem}.idx")
+        (folder / files[-1]).write_text(dali_index(members), encoding="ascii")
+    files.append(f"{stem}_stats.json")
+    (folder / files[-1]).write_text(json.dumps(_stats(table, began, time.time()), indent=4), encoding="ascii")
+    with (folder / f"{stem}.tar").open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return ShardFacts(shard, f"{stem}.tar", files, len(members), handle.tell(), digest)
+
+
+def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `images` their encoded images, in the same order."""
+    for start in range(0, len(table), BATCH):
+        batch, bodies = table.slice(start, BATCH), images.slice(start, BATCH)
+        texts = pc.fill_null(batch["caption"], "").to_pylist()
+        columns = (batch["key"].to_pylist(), as_json(batch), texts, *(bodies[name] for name in ("image", "format", "row")))
+        for key, meta, text, image, suffix, row in zip(*columns, strict=True):
+            body, ending = image.as_py(), suffix.as_py()
+            if key is None or body is None or ending not in SUFFIXES:
+                raise ContractError(f"row {row} is kept, but has key {key}, {len(body or b'')} bytes of image and format {ending}")
+            yield key, {ending: body, "json": meta.encode("ascii"), "txt": text.encode()}
+
+
+def _stats(table: pa.Table, began: float, ended: float) -> dict[str, Any]:
+    """img2dataset's statistics, and `filtered`: rows that our own rules dropped. Failures are counted by fate, not by their texts."""
+    status = dict(zip(*np.unique(table["status"].to_numpy(), return_counts=True), strict=True))
+    fates = pc.if_else(pc.equal(table["fate"], KEPT), "success", table["fate"])
+    names = {"successes": "success", **{name: name for name in ("failed_to_download", "failed_to_resize", "filtered")}}
+    return {
+        "count": len(table),
+        **{name: int(status.get(said, 0)) for name, said in names.items()},
+        "duration": ended - began,
+        "start_time": began,
+        "end_time": ended,
+        "status_dict": {name: int(n) for name, n in zip(*np.unique(fates.to_numpy(), return_counts=True), strict=True)},
+    }
+
+
+def finish(facts: list[dict[str, Any]], run_name: str) -> dict[str, Any]:
+    """The files beside the shards, by name: sizes.json for open_clip, shardindex.json for wids."""
+    facts = sorted(facts, key=lambda shard: int(shard["shard"]))
+    listed = [{"url": shard["name"], "nsamples": shard["samples"], "filesize": shard["bytes"]} for shard in facts]
+    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": run_name, "shardlist": listed}
+    return {"sizes.json": {shard["name"]: shard["samples"] for shard in facts}, "shardindex.json": index}
+
+
+def manifest(key: str, facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a trainer needs to know of the shards of `key`: each one's name, bytes, sha256 and samples, and their sum."""
+    facts = sorted(facts, key=lambda shard: int(shard["shard"]))
+    shards = [{name: shard[name] for name in ("name", "bytes", "sha256", "samples")} for shard in facts]
+    return {"key": key, "shards": shards, "samples": sum(shard["samples"] for shard in shards)}

@@ -1,0 +1,104 @@
+"""A shard's Parquet: img2dataset's columns first, to the letter, then ours; and the same of a sample as JSON."""
+
+from __future__ import annotations
+
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.stage import KEPT
+from stages.lib.text import valid
+
+# What img2dataset 1.47 writes with a caption column, extract_exif and compute_hash sha256, in its order.
+IMG2DATASET = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("exif", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+OURS_FIRST = ("uid", "row", "fate", "similarity", "language", "cluster", "phash", "carried")
+NOT_LISTED = {"image", "shard", "index", "detail", "fetch_id", "part"}  # bytes, places, and what error_message says
+
+
+def listing(rows: pa.Table, keys: pa.Array, caption: str) -> pa.Table:
+    """One line for each of `rows`, in their order, with `keys` (null without one) and the column named `caption` as caption.
+
+    A failed row's error_message is its detail, or its fate where there is none.
+    """
+    columns: dict[str, Any] = {name: _text(rows[name]) for name in rows.column_names if name not in NOT_LISTED}
+    if caption != "caption" and "caption" in columns:
+        columns["cleaned_caption"] = columns.pop("caption")
+    fate = rows["fate"]
+    detail = _text(rows["detail"]) if "detail" in rows.column_names else pa.nulls(len(rows), pa.string())
+    made = {
+        "caption": columns.get(caption),
+        "key": keys,
+        "status": status_of(fate),
+        "error_message": pc.if_else(pc.equal(fate, KEPT), pa.scalar(None, pa.string()), pc.coalesce(detail, fate)),
+    }
+    columns |= {name: values for name, values in made.items() if values is not None}
+    order = dict.fromkeys([*IMG2DATASET.names, *(name for name in OURS_FIRST if name in columns), *columns])
+    out = {name: columns[name] if name in columns else pa.nulls(len(rows), IMG2DATASET.field(name).type) for name in order}
+    table = pa.table(out)
+    return table.cast(pa.schema([IMG2DATASET.field(f.name) if f.name in IMG2DATASET.names else f for f in table.schema]))
+
+
+def status_of(fate: pa.ChunkedArray) -> pa.ChunkedArray:
+    """img2dataset's word for a fate; `filtered`, which it has not, for what our own rules dropped. `fate` tells all."""
+    cases = pa.StructArray.from_arrays(
+        [np.asarray(_bools(pc.equal(fate, KEPT))), *(np.asarray(_bools(pc.starts_with(fate, f"{s}:"))) for s in ("download", "images"))],
+        names=["kept", "download", "images"],
+    )
+    return pc.case_when(cases, "success", "failed_to_download", "failed_to_resize", "filtered")
+
+
+def _bools(values: Any) -> np.ndarray:
+    out: np.ndarray = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    return out.astype(bool)
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A text column as valid UTF-8 strings; others as they are."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return column
+    return pa.chunked_array([valid(chunk.cast(pa.string())) for chunk in column.chunks], pa.string())
+
+
+def as_json(table: pa.Table) -> list[str]:
+    """Each row of a listing as JSON, as img2dataset formats it: indent 4, ASCII, keys in the order of the columns.
+
+    Every text has the same keys with the same types, as HF datasets infers them from the first samples: a null text is "",
+    a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists, structs and bytes stand in the
+    Parquet alone.
+    """
+    encoded = [(name, _encoded(table[name])) for name in table.column_names]
+    fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
+    return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
+
+
+def _encoded(column: pa.ChunkedArray) -> list[str] | None:
+    """A column's values as JSON texts; None for a type that JSON has not."""
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return None
+    if pa.types.is_boolean(kind):
+        return ["true" if value else "false" for value in column.to_pylist()]
+    if pa.types.is_integer(kind):
+        return list(map(str, pc.fill_null(column, 0).to_pylist()))
+    if pa.types.is_floating(kind):
+        values = column.to_numpy()  # a null becomes NaN
+        return list(np.where(np.isfinite(values), values, 0).astype(values.dtype).astype(str).tolist())
+    return [encode_basestring_ascii(text or "") for text in column.cast(pa.string()).to_pylist()]
