@@ -1,0 +1,138 @@
+"""Which of a table's columns holds what: the published spellings, and a mapping of the user's own.
+
+Spellings are compared without case. `SPELLINGS` and `SOURCES` are what docs/guide/input.md shows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+from stages.ingest.rebatch import OWN
+
+# Our field -> its spellings, lower case, the more telling ones first: of a page's `url` and an `image_url` the latter is the picture's.
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "url": (
+        *("image_url", "image_urls", "img_url", "imageurl", "image_link", "img_src", "image_src", "original_url", "contenturl"),
+        *("url", "urls", "link", "coco_url", "flickr_url", "src"),
+    ),
+    "caption": (
+        *("caption", "text", "captions", "alt", "alt_text", "alttext", "txt", "top_caption", "all_captions", "raw_caption"),
+        *("title", "description", "sentence", "sentences"),
+    ),
+    "width": ("original_width", "width", "image_width"),
+    "height": ("original_height", "height", "image_height"),
+    "uid": ("uid",),
+    "source_id": ("sample_id", "id", "image_id", "photo_id", "key"),
+    "sha256": ("sha256",),
+    "md5": ("md5",),
+    "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score", "clip_similarity", "clip_similarity_vitl14"),
+    "nsfw": ("nsfw",),
+    "punsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "pwatermark": ("pwatermark", "watermark_score"),
+    "aesthetic": ("aesthetic", "aesthetic_score", "aesthetic_score_laion_v2"),
+    "licence": ("license", "licence"),
+    "face_boxes": ("face_bboxes", "face_boxes"),
+    "stored_at": (),  # by a mapping alone: a stranger's table must not name files of this machine
+}
+SYNONYMS = {"source_caption": "caption", "text": "caption", "license": "licence", "id": "source_id"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published table, known by columns that it has and lacks (lower case)."""
+
+    name: str
+    has: frozenset[str]
+    lacks: frozenset[str] = frozenset()
+    swapped: bool = False  # WIDTH holds the height and HEIGHT the width
+
+
+def _source(name: str, has: str, lacks: str = "", swapped: bool = False) -> Source:
+    return Source(name, frozenset(has.split()), frozenset(lacks.split()), swapped)
+
+
+# The first one that fits. LAION's join script swaps WIDTH and HEIGHT while it adds `hash` and punsafe: only tables without are transposed.
+SOURCES = (
+    _source("LAION-COCO", "url text top_caption all_captions"),
+    _source("LAION aesthetic", "url text aesthetic"),
+    _source("LAION-5B joined, Re-LAION", "url text hash punsafe"),
+    _source("LAION-400M, LAION-5B as first published", "sample_id url text", lacks="hash punsafe", swapped=True),
+    _source("DataComp", "uid url text clip_b32_similarity_score"),
+    _source("COYO", "id url text image_phash"),
+    _source("RedCaps", "image_id subreddit caption"),
+    _source("SBU", "image_urls captions user_ids"),
+    _source("img2dataset", "url key status error_message"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Field -> the table's column, and what is known of the table."""
+
+    of: Mapping[str, str]
+    source: Source | None
+    swapped: bool
+
+
+def recognise(names: list[str], given: str | Mapping[str, str] = "auto") -> Columns:
+    """The columns of a table that has `names`. What `given` maps comes first, the rest goes by `SPELLINGS`.
+
+    Raises UserError, with the table's columns and the nearest one, for an unknown field or column in `given`, and where nothing says
+    where the pictures are.
+    """
+    names = [name for name in names if name not in OWN or name == OWN[1]]
+    mapped = _mapped(names, given)
+    low: dict[str, str] = {}
+    for name in names:
+        low.setdefault(name.lower(), name)
+    source = next((s for s in SOURCES if s.has <= low.keys() and not s.lacks & low.keys()), None)
+    found = dict(mapped)
+    taken = set(mapped.values())
+    for field, spellings in SPELLINGS.items():
+        column = next((low[spelling] for spelling in spellings if spelling in low and low[spelling] not in taken), None)
+        if field not in found and column is not None:
+            found[field] = column
+            taken.add(column)
+    if source is not None and source.name == "img2dataset":
+        found.pop("md5", None)  # older versions took it of the re-encoded file, so that no download ever agrees
+    if OWN[1] in names:
+        found.setdefault("stored_at", OWN[1])
+    if "url" not in found and "stored_at" not in found:
+        raise UserError(_no_url(names))
+    return Columns(found, source, bool(source and source.swapped) and not {"width", "height"} & mapped.keys())
+
+
+def _mapped(names: list[str], given: str | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(given, str):
+        if given != "auto":
+            raise UserError(f"input.columns: {given!r} is neither auto nor a map such as {{url: LINK, caption: ALT}}")
+        return {}
+    out: dict[str, str] = {}
+    for key, column in given.items():
+        field = SYNONYMS.get(key, key.removeprefix("claimed_"))
+        if field not in SPELLINGS:
+            raise UserError(f"input.columns.{key}: unknown{_nearest(key, list(SPELLINGS))}; valid: {', '.join(SPELLINGS)}")
+        if column not in names:
+            raise UserError(f"input.columns.{key}: the table has no column {column!r}{_nearest(column, names)}; it has {_listed(names)}")
+        out[field] = column
+    return out
+
+
+def _no_url(names: list[str]) -> str:
+    near = _nearest(
+        "url", [name for name in names if any(part in name.lower() for part in ("url", "link", "uri", "src", "image"))] or names
+    )
+    return f"input.columns: no column of the table is known to hold URLs{near}; set input.columns: {{url: NAME}}; it has {_listed(names)}"
+
+
+def _nearest(wanted: str, names: list[str]) -> str:
+    by_low = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wanted.lower(), list(by_low), n=1, cutoff=0.4)
+    return f" (the nearest: {by_low[near[0]]})" if near else ""
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:60]) + (f" and {len(names) - 60} more" if len(names) > 60 else "") or "no columns"

@@ -1,0 +1,60 @@
+"""Raw tables: made of Python values, and cut to one size. Their columns may differ in type from one table to the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+MALFORMED = "__malformed__"
+STORED_AT = "__stored_at__"  # JSON {"path", "offset", "length"}
+OWN = (MALFORMED, STORED_AT)  # an input's own columns of these names are left out: a stranger's table must not name files of this machine
+
+
+def cut(tables: Iterator[pa.Table], skip: int, rows: int) -> Iterator[pa.Table]:
+    """Leaves out the first `skip` rows, then yields tables of exactly `rows` rows; the last may be shorter, none is empty."""
+    held: list[pa.Table] = []
+    have = 0
+    for table in tables:
+        if skip >= len(table):
+            skip -= len(table)
+            continue
+        held.append(table.slice(skip))
+        have += len(held[-1])
+        skip = 0
+        while have >= rows:
+            whole = joined(held)
+            yield whole.slice(0, rows)
+            held, have = [whole.slice(rows)], have - rows
+    if have:
+        yield joined(held)
+
+
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """One table; a column that is missing in some of them is null there, one whose types do not go together becomes text."""
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+        columns = [[table[name].to_pylist() if name in table.column_names else [None] * len(table) for table in tables] for name in names]
+        return pa.table([array_of([value for part in parts for value in part]) for parts in columns], names=names)
+
+
+def array_of(values: list[Any]) -> pa.Array:
+    """An array of Arrow's own type for the values; of mixed ones (and those that no Arrow type holds) each as text."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        texts = (
+            value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values
+        )
+        return pa.array([None if text is None else sound(text) for text in texts], pa.string())
+
+
+def sound(text: str) -> str:
+    """Valid Unicode: JSON may hold half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
