@@ -1,0 +1,223 @@
+"""images: a downloaded body becomes one upright RGB picture of the asked size, encoded once, with its facts; or gets its fate.
+
+Decoding, colour, sizes, blur and hash are functions in stages/lib/image*.py and phash.py; this file holds the options, the order of the
+rules and their reasons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from pipeline.stage import KEPT, Column, Resources, Stage, Strict
+from stages.lib import imageblur, imagedecode, imageencode, imageresize, imagetype, phash
+from stages.lib.imagedecode import Decoded, Refused
+from stages.lib.imageresize import Filter, Mode, Plan
+
+KINDS = {"jpg": "jpeg", "webp": "webp", "png": "png"}
+Kind = Literal["jpeg", "png", "gif", "webp", "avif", "bmp", "tiff"]
+
+
+class Config(Strict):
+    """Sizes, crops and encodings as img2dataset's options of the same meaning. A rule that is not asked for drops nothing."""
+
+    size: int = Field(224, ge=1, le=16_383)
+    """Pixels: the side that `mode` brings to this length."""
+    mode: Mode = "center_crop"
+    """`center_crop`: shorter side to size, the middle square · `border`: longer side to size, white around it to a square ·
+    `keep_ratio`: shorter side to size · `keep_ratio_largest`: longer side to size · `no`: as it is."""
+    only_if_bigger: bool = False
+    """Leave pictures that needn't shrink entirely as they are: no enlarging, and no crop or border either, so sizes differ."""
+    downscale: Filter = "area"
+    """OpenCV's filter for shrinking. With `area`, JPEGs are decoded at 1/2, 1/4 or 1/8 where at least twice the pixels remain."""
+    upscale: Filter = "lanczos"
+    """OpenCV's filter for enlarging."""
+    format: Literal["jpg", "webp", "png"] = "jpg"
+    """What is stored."""
+    quality: int = Field(95, ge=0, le=100)
+    """jpg and webp: 1 to 100. png: compression, 0 to 9; it must be set for png."""
+    skip_reencode: bool = False
+    """Store the original bytes where they are of `format` already and nothing had to be done to the picture. They keep their metadata."""
+    formats: tuple[Kind, ...] = ("jpeg", "png", "gif", "webp", "avif", "bmp", "tiff")
+    """Types that are taken, judged by content. Of animated ones the first frame counts."""
+    min_bytes: int | None = Field(None, ge=1)
+    """Bytes of the body. LAION, COYO: 5000."""
+    max_bytes: int | None = Field(None, ge=1)
+    """Bytes of the body."""
+    max_pixels: int = Field(89_478_485, ge=1, le=500_000_000)
+    """Width times height, read before anything is decoded; also bounds what enlarging may make. Pillow's own limit."""
+    min_side: int | None = Field(None, ge=1)
+    """Pixels of the shorter side. DataComp, COYO: 200."""
+    max_aspect: float | None = Field(None, ge=1)
+    """Longer side by shorter side; equal passes. DataComp, COYO: 3."""
+    exif: bool = True
+    """Fill the column `exif`. GPS positions, serial numbers of bodies, maker notes and thumbnails are never taken."""
+    blur_boxes: bool = False
+    """Blur the boxes of the column `face_boxes`, given for the picture as stored, before EXIF turns it (as in DataComp)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.format == "png" and self.quality > 9:
+            raise ValueError(
+                f"quality {self.quality} with format png: png is lossless, there it is the compression, 0 to 9; set quality: 6"
+            )
+        if self.format != "png" and self.quality < 1:
+            raise ValueError(f"quality 0 with format {self.format}: it is 1 to 100")
+        if self.min_bytes and self.max_bytes and self.min_bytes > self.max_bytes:
+            raise ValueError(f"min_bytes {self.min_bytes} is over max_bytes {self.max_bytes}: no picture could pass")
+        if not self.formats:
+            raise ValueError("formats is empty: no picture could pass")
+        return self
+
+
+@dataclass
+class Found:
+    """One row's columns, filled as far as its picture came."""
+
+    fate: str = KEPT
+    detail: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Images(Stage):
+    """Checks, decodes, turns upright, resizes and encodes each picture once, and measures its perceptual hash."""
+
+    name = "images"
+    version = 1
+    reads = {"body": Column(pa.large_binary(), "the bytes as they were downloaded", stored=False)}
+    adds = {
+        "image": Column(pa.large_binary(), "the picture as it goes into the shards"),
+        "format": Column(pa.string(), "its encoding: jpg, webp or png"),
+        "width": Column(pa.int32(), "its pixels a row"),
+        "height": Column(pa.int32(), "its rows"),
+        "original_width": Column(pa.int32(), "pixels a row before resizing, upright"),
+        "original_height": Column(pa.int32(), "rows before resizing, upright"),
+        "original_format": Column(pa.string(), "what the body is by content: jpeg, png, gif, webp, avif, bmp, tiff, heic …"),
+        "exif": Column(pa.string(), "EXIF tags as a JSON object, {} where there are none; null if not asked for"),
+        "exif_orientation": Column(pa.int32(), "1 to 8; 1 where there is none; already applied to the picture"),
+        "phash": Column(pa.string(), f"16 hex digits, {phash.ALGORITHM} of the upright original; null for flat pictures"),
+        "flat": Column(pa.bool_(), f"nearly one brightness: deviation of 32 x 32 grey levels < {phash.FLAT_DEVIATION}"),
+    }
+    reasons = {
+        "too_few_bytes": "body under min_bytes",
+        "too_many_bytes": "body over max_bytes",
+        "not_an_image": "no image by its first bytes: HTML, SVG, text, nothing",
+        "unsupported_format": "an image of a type that is not in `formats`, or that no decoder here reads (HEIC, JPEG XL, float TIFF …)",
+        "too_many_pixels": "the header claims more than max_pixels; nothing was decoded",
+        "too_small": "shorter side under min_side",
+        "aspect": "longer side by shorter side over max_aspect",
+        "truncated": "the end of the file is missing",
+        "undecodable": "damaged inside: the decoder's words stand in the detail",
+        "result_too_large": "the stored picture would be larger than its format or max_pixels allows",
+        "bad_boxes": "blur_boxes is on and face_boxes cannot be read, so faces might stay visible",
+    }
+    resources = Resources(memory=2 << 30)
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        if self.config.blur_boxes:
+            boxes = Column(pa.string(), "JSON [[left, top, right, bottom] …], shares of width and height")
+            self.reads = {**type(self).reads, "face_boxes": boxes}  # type: ignore[misc]
+
+    Config = Config
+
+    def open(self) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)  # a worker is one CPU; the engine runs several
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Row by row: each picture is a codec's work of milliseconds."""
+        boxes = table["face_boxes"].to_pylist() if self.config.blur_boxes else [None] * len(table)
+        found = [self._picture(body.as_py(), boxes[row]) for row, body in enumerate(table["body"])]
+        columns = {
+            "fate": pa.array([one.fate for one in found], pa.string()),
+            "detail": pa.array([one.detail for one in found], pa.string()),
+        }
+        for name, column in self.adds.items():
+            columns[name] = pa.array([one.facts.get(name) for one in found], column.type)
+        return pa.table({"row": table["row"], **columns})
+
+    def _picture(self, body: bytes | None, boxes: str | None) -> Found:
+        out = Found()
+        try:
+            self._work(body or b"", boxes, out.facts)
+        except Refused as err:
+            out.fate, out.detail = f"{self.name}:{err.reason}", err.detail
+            out.facts.pop("image", None)
+        return out
+
+    def _work(self, body: bytes, boxes_text: str | None, facts: dict[str, Any]) -> None:
+        """Fills `facts` as far as it comes. Raises Refused."""
+        config = self.config
+        kind = self._kind(body, facts)
+        head = imagedecode.header(kind, body)
+        self._size_rules(head.width, head.height)
+        boxes = self._boxes(boxes_text)
+        stored = imageresize.plan(head.width, head.height, config.size, config.mode, config.only_if_bigger)
+        self._result_rules(stored)
+        decoded = imagedecode.decode(head, stored.scaled if stored.shrinks and config.downscale == "area" else None)
+        self._measure(decoded, (head.width, head.height), facts)
+        plan = imageresize.plan(facts["original_width"], facts["original_height"], config.size, config.mode, config.only_if_bigger)
+        facts["width"], facts["height"] = plan.stored
+        facts["format"] = config.format
+        untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
+        facts["image"] = body if config.skip_reencode and untouched else self._stored(decoded, plan, boxes)
+
+    def _kind(self, body: bytes, facts: dict[str, Any]) -> str:
+        config = self.config
+        if config.min_bytes is not None and len(body) < config.min_bytes:
+            raise Refused("too_few_bytes", f"{len(body)} bytes < {config.min_bytes}")
+        if config.max_bytes is not None and len(body) > config.max_bytes:
+            raise Refused("too_many_bytes", f"{len(body)} bytes > {config.max_bytes}")
+        kind = imagetype.sniff(body)
+        facts["original_format"] = kind
+        if kind is None:
+            raise Refused("not_an_image", f"{len(body)} bytes, begin with {body[:12].hex(' ')}" if body else "no bytes")
+        if kind not in config.formats:
+            raise Refused("unsupported_format", kind)
+        return kind
+
+    def _size_rules(self, width: int, height: int) -> None:
+        """On the size as stored, which turning does not change for any of them."""
+        config = self.config
+        short, long = sorted((width, height))
+        if width * height > config.max_pixels:
+            raise Refused("too_many_pixels", f"{width} x {height} = {width * height} pixels > {config.max_pixels}")
+        if config.min_side is not None and short < config.min_side:
+            raise Refused("too_small", f"{width} x {height}: {short} pixels < {config.min_side}")
+        if config.max_aspect is not None and long / short > config.max_aspect:
+            raise Refused("aspect", f"{width} x {height}: {long / short:.3f} > {config.max_aspect:g}")
+
+    def _result_rules(self, plan: Plan) -> None:
+        """Before enlarging: a strip of 5000 x 3 pixels would become 426,667 x 256."""
+        for width, height in (plan.scaled, plan.stored):
+            if width * height > self.config.max_pixels:
+                raise Refused("result_too_large", f"{width} x {height} = {width * height} pixels > {self.config.max_pixels}")
+        if (side := max(plan.stored)) > (most := imageencode.MAX_SIDE[self.config.format]):
+            raise Refused("result_too_large", f"{side} pixels > {most}, the most that {self.config.format} holds")
+
+    def _boxes(self, text: str | None) -> list[imageblur.Box]:
+        try:
+            return imageblur.boxes(text)
+        except (ValueError, RecursionError) as err:
+            raise Refused("bad_boxes", str(err)[:200]) from err
+
+    def _measure(self, decoded: Decoded, stored: tuple[int, int], facts: dict[str, Any]) -> None:
+        facts["original_width"], facts["original_height"] = stored[::-1] if decoded.orientation >= 5 else stored
+        facts["exif"] = decoded.exif if self.config.exif else None
+        facts["exif_orientation"] = decoded.orientation
+        grey = phash.luminance(decoded.pixels)
+        facts["flat"] = phash.is_flat(grey)
+        facts["phash"] = None if facts["flat"] else phash.phash(grey)
+
+    def _stored(self, decoded: Decoded, plan: Plan, boxes: list[imageblur.Box]) -> bytes:
+        config = self.config
+        pixels = decoded.pixels
+        if plan.resizes:
+            pixels = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
+        pixels = imageblur.blur(pixels, imageblur.turned(boxes, decoded.orientation))
+        return imageencode.encode(imageresize.fit(pixels, plan.stored), config.format, config.quality)
