@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KEPT = "kept"
-TWIN = "selection:dedup_caption|selection:dedup_image"
+TWIN = "selection:near_duplicate_caption|selection:near_duplicate_image"
 
 
 @dataclass(frozen=True)

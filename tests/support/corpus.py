@@ -57,11 +57,11 @@ def write_list(path: Path, urls: list[str], captions: list[str]) -> Path:
     return path
 
 
-def write_config(path: Path, server: Server, input_path: Path | str, **changes: Any) -> Path:
-    """A config for `input_path`, all names led to the server; `changes` are dotted keys with `__` for the dot."""
+def write_config(file: Path, server: Server, path: Path | list[str], **changes: Any) -> Path:
+    """A config for the input at `path`, all names led to the server; `changes` are dotted keys with `__` for the dot."""
     raw: dict[str, Any] = {
-        "input": {"path": str(input_path)},
-        "run": {"name": "test", "root": str(path.parent / "runs"), "part_rows": 50, "seed": 3},
+        "input": {"path": path if isinstance(path, list) else str(path)},
+        "run": {"name": "test", "root": str(file.parent / "runs"), "part_rows": 50, "seed": 3},
         "stages": {
             "ingest": {},
             "captions": {},
@@ -79,8 +79,8 @@ def write_config(path: Path, server: Server, input_path: Path | str, **changes: 
         for name in parents:
             node = node.setdefault(name, {})
         node[last] = value
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    return path
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return file
 
 
 def command(*args: str) -> list[str]:
