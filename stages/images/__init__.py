@@ -21,7 +21,7 @@ KINDS = {"jpg": "jpeg", "webp": "webp", "png": "png"}
 Kind = Literal["jpeg", "png", "gif", "webp", "avif", "bmp", "tiff"]
 
 
-class Config(Strict):
+class Options(Strict):
     """Sizes, crops and encodings as img2dataset's options of the same meaning. A rule that is not asked for drops nothing."""
 
     size: int = Field(224, ge=1, le=16_383)
@@ -61,9 +61,7 @@ class Config(Strict):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.format == "png" and self.quality > 9:
-            raise ValueError(
-                f"quality {self.quality} with format png: png is lossless, there it is the compression, 0 to 9; set quality: 6"
-            )
+            raise ValueError(f"quality {self.quality} with format png, where it is the compression, 0 to 9; set quality: 6")
         if self.format != "png" and self.quality < 1:
             raise ValueError(f"quality 0 with format {self.format}: it is 1 to 100")
         if self.min_bytes and self.max_bytes and self.min_bytes > self.max_bytes:
@@ -120,9 +118,10 @@ class Images(Stage):
         super().__init__(config)
         if self.config.blur_boxes:
             boxes = Column(pa.string(), "JSON [[left, top, right, bottom] …], shares of width and height")
-            self.reads = {**type(self).reads, "face_boxes": boxes}  # type: ignore[misc]
+            self.reads = {**type(self).reads, "face_boxes": boxes}
 
-    Config = Config
+    class Config(Options):
+        pass
 
     def open(self) -> None:
         import cv2

@@ -11,12 +11,12 @@ SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 """Mode of the pixels -> colour space that a profile must be for."""
 
 
-class UnsupportedMode(ValueError):
+class UnsupportedModeError(ValueError):
     """Samples without a defined range (32-bit integers, floats) or of a space that we do not read (Lab)."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The loaded `image` in mode RGB. Raises UnsupportedMode.
+    """The loaded `image` in mode RGB. Raises UnsupportedModeError.
 
     Transparent pixels are blended with white, as img2dataset does; 16-bit grey is scaled by 255 / 65535; CMYK without a profile is
     converted as (255 - ink) * (255 - black) / 255.
@@ -25,7 +25,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).convert("L")
     if image.mode in ("I", "F", "LAB", "HSV"):
-        raise UnsupportedMode(f"pixels of mode {image.mode}")
+        raise UnsupportedModeError(f"pixels of mode {image.mode}")
     grey = image.mode in ("1", "L", "LA", "La")
     if has_alpha(image):
         image = _on_white(image)

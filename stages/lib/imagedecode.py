@@ -38,12 +38,12 @@ READERS: dict[str, type[ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
 }
 MARGIN = 2
-"""A reduced decode keeps this many pixels a side for each pixel that is wanted; with fewer the result differs visibly from a full decode."""
+"""A reduced decode keeps this many pixels a side for each one that is wanted; with fewer the result is visibly worse than a full one's."""
 MAX_SCANS = 64
 """Scans of a progressive JPEG; each costs a pass over all pixels and may be a few bytes long. Encoders write at most about ten."""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - it is a verdict
     """Why a picture is not taken; here `reason` is `truncated`, `undecodable` or `unsupported_format`, `detail` the decoder's words."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -81,6 +81,8 @@ def header(kind: str, body: bytes) -> Header:
         size = imagetype.webp_size(body)
         if size is None or not all(size):
             raise Refused("truncated" if imagetype.ends_early(kind, body) else "undecodable", "no size in the header")
+        if zeros := imagetype.webp_blank(body):
+            raise Refused("undecodable", f"the last {zeros} of {len(body)} bytes are zeros")
         return Header(kind, body, *size, None)
     image = _guarded(kind, body, lambda: _open(kind, body))
     width, height = image.size
@@ -134,7 +136,7 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
 def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, int] | None) -> Decoded:
     import simplejpeg
 
-    if (scans := head.body.count(b"\xff\xda")) > MAX_SCANS:
+    if image.info.get("progressive") and (scans := head.body.count(b"\xff\xda")) > MAX_SCANS:
         raise Refused("undecodable", f"{scans} scans > {MAX_SCANS}")
     orientation, tags = _exif(image)
     least_width, least_height = _reduced(head, wanted)
@@ -189,9 +191,9 @@ def _guarded(kind: str, body: bytes, work: Callable[[], Result]) -> Result:
         return work()
     except (MemoryError, Refused):
         raise
-    except imagecolour.UnsupportedMode as err:
+    except imagecolour.UnsupportedModeError as err:
         raise Refused("unsupported_format", str(err)) from err
-    except Exception as err:  # noqa: BLE001 - strangers' bytes: decoders raise errors of every kind, and each is that picture's fate
+    except Exception as err:  # strangers' bytes: decoders raise errors of every kind, and each is that picture's fate
         text = said(err)
         short = imagetype.ends_early(kind, body)
         if short is None:

@@ -16,10 +16,11 @@ def encode(pixels: np.ndarray, form: Format, quality: int) -> bytes:
 
     JPEG is written with 4:2:0 chroma, as OpenCV does by default, so that files are as large as img2dataset's.
     """
+    body: bytes
     if form == "jpg":
         import simplejpeg
 
-        body: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
+        body = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
         return body
     import cv2
 
@@ -27,4 +28,5 @@ def encode(pixels: np.ndarray, form: Format, quality: int) -> bytes:
     done, out = cv2.imencode(f".{form}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [option, quality])
     if not done:
         raise ValueError(f"OpenCV could not encode {pixels.shape[1]} x {pixels.shape[0]} pixels as {form}")
-    return bytes(out)
+    body = out.tobytes()
+    return body

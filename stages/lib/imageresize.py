@@ -26,7 +26,7 @@ class Plan:
 
 
 def plan(width: int, height: int, size: int, mode: Mode, only_if_bigger: bool) -> Plan:
-    """What becomes of a picture of `width` x `height` pixels. With `only_if_bigger`, one that needn't shrink stays as it is, border and all."""
+    """What becomes of a picture of `width` x `height` pixels. With `only_if_bigger`, one that needn't shrink stays just as it is."""
     side = min(width, height) if mode in ("keep_ratio", "center_crop") else max(width, height)
     shrinks = mode != "no" and side > size
     if mode == "no" or (only_if_bigger and not shrinks):

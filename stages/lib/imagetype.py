@@ -27,7 +27,7 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"#?RADIANCE", "hdr"),
     (b"DDS ", "dds"),
 )
-BRANDS = {b"avif": "avif", b"avis": "avif"} | {brand: "heic" for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1")}
+BRANDS = {b"avif": "avif", b"avis": "avif"} | dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"), "heic")
 
 
 def sniff(body: bytes) -> str | None:
@@ -67,6 +67,15 @@ def webp_size(body: bytes) -> tuple[int, int] | None:
     if kind == b"VP8 " and body[23:26] == b"\x9d\x01\x2a":
         return int.from_bytes(body[26:28], "little") & 0x3FFF, int.from_bytes(body[28:30], "little") & 0x3FFF
     return None
+
+
+def webp_blank(body: bytes) -> int:
+    """Zero bytes at the end of a WebP if they are a quarter of it or more, else 0.
+
+    libwebp decodes zeros to grey without a word. Sound files end in at most a few zeros, those of one colour too.
+    """
+    zeros = len(body) - len(body.rstrip(b"\0"))
+    return zeros if zeros >= max(64, len(body) // 4) else 0
 
 
 def ends_early(kind: str, body: bytes) -> bool | None:
