@@ -9,6 +9,7 @@ A name may be a function too: name -> answer. Names that are not given do not ex
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -82,5 +83,5 @@ def _reply(query: DNSRecord, answer: Any, ttl: int) -> DNSRecord:
     for address in [] if answer == NO_ADDRESS else [answer] if isinstance(answer, str) else answer:
         kind, data = (QTYPE.AAAA, AAAA) if ":" in address else (QTYPE.A, A)
         if query.q.qtype == kind:
-            reply.add_answer(RR(query.q.qname, kind, rdata=data(address), ttl=ttl))
+            reply.add_answer(RR(query.q.qname, kind, rdata=data(ipaddress.ip_address(address).exploded), ttl=ttl))
     return reply

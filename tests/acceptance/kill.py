@@ -1,0 +1,115 @@
+"""Ten kills at random moments, then the same bytes: `python tests/acceptance/kill.py [ROWS] [SEED]`.
+
+SIGKILL hits the driver or a Ray worker in turn while runs of one corpus go on; the run is repeated until it ends. Its tars,
+Parquet, manifest, sizes.json and statistics must equal an undisturbed run's, and those of a run on a Ray of several nodes with
+other numbers of workers, of which one leaves and one joins in mid-run. Prints a line a kill; exit code 1 where bytes differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.cluster import ray_cluster
+from tests.support.corpus import command, fates, outputs, serve_pictures, shardmill, write_config
+from tests.support.server import Server
+
+KILLS = 10
+
+
+def main(rows: int, seed: int) -> int:
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name, Server() as server:
+        folder = Path(name)
+        listed = serve_pictures(server, folder, rows)
+        calm = _run(folder / "calm", server, listed)
+        print(f"undisturbed: {fates(calm)}, {len(outputs(calm))} files")
+        config = _config(folder / "killed", server, listed)
+        kills = 0
+        while kills < KILLS:
+            kills += _disturbed(config, dice, KILLS - kills)
+            if kills < KILLS and _finished(config):
+                (config.parent / "runs").rename(folder / f"finished-{kills}")
+        shardmill("run", str(config))
+        bad = _compare("after ten kills", outputs(config.parent / "runs" / "test"), outputs(calm))
+        bad |= _compare("several nodes", outputs(_on_cluster(folder / "nodes", server, listed)), outputs(calm))
+    return bad
+
+
+def _config(folder: Path, server: Server, listed: Path, **changes: object) -> Path:
+    folder.mkdir()
+    return write_config(folder / "test.yaml", server, listed, run__part_rows=20, **changes)
+
+
+def _run(folder: Path, server: Server, listed: Path) -> Path:
+    shardmill("run", str(_config(folder, server, listed)))
+    return folder / "runs" / "test"
+
+
+def _finished(config: Path) -> bool:
+    return (config.parent / "runs" / "test" / "report" / "report.json").exists()
+
+
+def _disturbed(config: Path, dice: random.Random, most: int) -> int:
+    """One go at the run; kills workers, and in the end the driver, at random moments. Returns the number of kills."""
+    kills = 0
+    began = time.monotonic()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command("run", str(config)), start_new_session=True, **quiet) as going:
+        while going.poll() is None and kills < most:
+            time.sleep(dice.uniform(1, 7))
+            if going.poll() is not None:
+                break
+            workers = [p for p in psutil.Process(going.pid).children(recursive=True) if p.name().startswith("ray::")]
+            if workers and dice.random() < 0.5:
+                victim = dice.choice(workers)
+                print(f"  {time.monotonic() - began:5.1f} s: SIGKILL for the worker {victim.name()}")
+                victim.kill()
+                kills += 1
+            else:
+                print(f"  {time.monotonic() - began:5.1f} s: SIGKILL for the driver ({_committed(config)} files committed)")
+                os.killpg(going.pid, signal.SIGKILL)
+                kills += 1
+                break
+        if going.poll() is None:
+            going.wait(280)
+    return kills
+
+
+def _committed(config: Path) -> int:
+    return len(list((config.parent / "runs").rglob("part-*.parquet"))) if (config.parent / "runs").exists() else 0
+
+
+def _on_cluster(folder: Path, server: Server, listed: Path) -> Path:
+    """The same on three nodes; one leaves and one joins while the pool is filled."""
+    with ray_cluster(nodes=3, cpus=1) as nodes:
+        config = _config(folder, server, listed, ray={"address": nodes.address})
+        with subprocess.Popen(command("run", str(config))) as going:
+            while _committed(config) < 12 and going.poll() is None:
+                time.sleep(0.1)
+            nodes.remove_one()
+            nodes.add_one()
+            print(f"  a node left and one joined at {_committed(config)} committed files")
+            if going.wait(280):
+                raise SystemExit("the run on several nodes failed")
+    return folder / "runs" / "test"
+
+
+def _compare(what: str, got: dict[str, str], wanted: dict[str, str]) -> int:
+    differ = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
+    print(f"{what}: {len(wanted)} files, {len(differ)} differ {json.dumps(differ[:5]) if differ else ''}")
+    return int(bool(differ))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 400, int(sys.argv[2]) if len(sys.argv) > 2 else 1))

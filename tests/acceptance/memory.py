@@ -1,0 +1,117 @@
+"""Peak memory of a whole run: `python tests/acceptance/memory.py [ROWS ...]` (default 2000 20000).
+
+Parts of 500 rows, one row in a hundred an image of 20 MB. Every 0.2 s the proportional set sizes (PSS) of all processes of the run are summed, shared
+memory (Ray's object store, in /dev/shm) apart. The peak after the first 1,000 rows must be flat within 10 % from the smaller to the larger list.
+Also prints the bytes that went through the driver a row: the lines of JSON in and out. Exit code 1 where a bound is missed.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.corpus import caption, command, picture, write_config, write_list
+from tests.support.server import Server
+
+BIG_EVERY, PART, EARLY = 100, 500, 1000
+
+
+@dataclass
+class Watch:
+    """Samples of (rows committed, PSS without shared memory, shared memory) in bytes."""
+
+    pid: int
+    pool: Path
+    seen: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def sample(self) -> None:
+        private = shared = 0
+        try:
+            processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for process in processes:
+            try:
+                rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+            except OSError:
+                continue
+            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in rollup.splitlines()[1:]}
+            private += sizes["Pss"] - sizes.get("Pss_Shmem", 0)
+            shared += sizes.get("Pss_Shmem", 0)
+        self.seen.append((len(list(self.pool.rglob("part-*.parquet"))) * PART, private, shared))
+
+    def follow(self, process: subprocess.Popen[bytes]) -> None:
+        while process.poll() is None:
+            self.sample()
+            time.sleep(0.2)
+
+
+def big_picture() -> bytes:
+    """A JPEG of about 20 MB: 16 megapixels of noise."""
+    noise = np.random.default_rng(1).integers(0, 256, (4000, 4000, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def measure(server: Server, folder: Path, rows: int) -> tuple[float, float, float]:
+    """(peak PSS, peak PSS after the first 1,000 rows, peak shared memory) in MB."""
+    urls = [server.url("/big.jpg" if n % BIG_EVERY == 50 else f"/small/{n % 300}.jpg", f"h{n % 50}.test") + f"?{n}" for n in range(rows)]
+    listed = write_list(folder / f"list-{rows}.parquet", urls, [caption(n) for n in range(rows)])
+    home = folder / str(rows)
+    home.mkdir()
+    config = write_config(
+        home / "test.yaml",
+        server,
+        listed,
+        run__part_rows=PART,
+        stages__download={**server.options(), "timeout_s": 60, "max_bytes": "40MB", "per_host": {"concurrency": 8, "per_second": None}},
+        stages__images={"size": 224},
+        shards__samples=1000,
+    )
+    with subprocess.Popen(command("run", str(config)), stdout=subprocess.DEVNULL) as going:
+        watch = Watch(going.pid, home / "runs" / "test" / "pool")
+        watcher = threading.Thread(target=watch.follow, args=(going,))
+        watcher.start()
+        if going.wait():
+            raise SystemExit("the run failed")
+        watcher.join()
+    late = [private for at, private, _ in watch.seen if at >= EARLY]
+    return tuple(max(values) / 1e6 for values in ([p for _, p, _ in watch.seen], late, [s for _, _, s in watch.seen]))  # type: ignore[return-value]
+
+
+def main(sizes: list[int]) -> int:
+    with tempfile.TemporaryDirectory() as name, Server() as server:
+        server.files["/big.jpg"] = big_picture()
+        print(f"big images: {len(server.files['/big.jpg']) / 1e6:.1f} MB, one in {BIG_EVERY} rows; parts of {PART} rows")
+        for n in range(300):
+            server.files[f"/small/{n}.jpg"] = picture(n)
+        lates = []
+        for rows in sizes:
+            server.requests.clear()
+            began = time.monotonic()
+            peak, late, shared = measure(server, Path(name), rows)
+            took = time.monotonic() - began
+            print(
+                f"{rows:7,} rows: peak PSS {peak:,.0f} MB, after {EARLY:,} rows {late:,.0f} MB, shared memory {shared:,.0f} MB; {took:.0f} s",
+                flush=True,
+            )
+            lates.append(late)
+        grown = max(lates) / lates[0] - 1
+        print(f"growth of the peak after the first {EARLY:,} rows: {grown:+.1%} (bound +10 %)")
+        return int(grown > 0.10)
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(word) for word in sys.argv[1:]] or [2_000, 20_000]))
