@@ -56,6 +56,7 @@ class Engine:
     owns_ray: bool = False
     board: Any = None
     started_s: float = 0.0
+    driver_bytes: int = 0  # of the lines of JSON that went out to workers and came back
 
     def __enter__(self) -> Engine:
         return self
@@ -125,7 +126,7 @@ class Engine:
 
     def _task_stream(self, work: Work, jobs: Sequence[Job]) -> Any:
         need = work.resources
-        return _dataset(jobs, len(jobs)).map_batches(
+        return self._dataset(jobs).map_batches(
             Tasks(work, self.store, self.board),
             batch_size=1,
             batch_format="pyarrow",
@@ -137,7 +138,7 @@ class Engine:
     def _actor_stream(self, works: Sequence[AsyncWork], jobs: Sequence[Job], sizes: Sequence[int]) -> Any:
         from ray.data import ActorPoolStrategy
 
-        data = _dataset(jobs, len(jobs))
+        data = self._dataset(jobs)
         for work, size in zip(works, sizes, strict=True):
             need = work.resources
             data = data.map_batches(
@@ -152,6 +153,13 @@ class Engine:
             )
         return data
 
+    def _dataset(self, jobs: Sequence[Job]) -> Any:
+        import ray
+
+        lines = [json.dumps(job) for job in jobs]
+        self.driver_bytes += sum(map(len, lines))
+        return ray.data.from_items([{"line": line} for line in lines], override_num_blocks=min(len(jobs), 4096))
+
     def _consume(self, data: Any, progress: Progress) -> Iterator[Done]:
         """Yields results as they come, from a thread, so that this one can watch for stalls and show progress."""
         results: queue.Queue[Any] = queue.Queue()
@@ -159,6 +167,7 @@ class Engine:
         def pull() -> None:
             try:
                 for row in data.iter_rows():
+                    self.driver_bytes += len(row["line"])
                     results.put(json.loads(row["line"]))
                 results.put(None)
             except BaseException as err:  # noqa: BLE001 (handed to the thread that waits)
@@ -243,12 +252,6 @@ def _ship_by_value(modules: Sequence[str]) -> None:
 
     for name in modules:
         cloudpickle.register_pickle_by_value(sys.modules[name])
-
-
-def _dataset(jobs: Sequence[Job], blocks: int) -> Any:
-    import ray
-
-    return ray.data.from_items([{"line": json.dumps(job)} for job in jobs], override_num_blocks=min(blocks, 4096))
 
 
 def _raise_if_ours(done: Done) -> None:

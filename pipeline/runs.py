@@ -133,7 +133,7 @@ def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) ->
     balances = ledger.run_phase(known, con)
     write_run_json(known)
     _write_metrics(session)
-    took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2)}
+    took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
     made = report.write(known, con, balances, {**facts, **took}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)

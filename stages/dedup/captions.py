@@ -88,9 +88,7 @@ class Dedup(Stage):
         "caption": Column(pa.string(), "the cleaned caption"),
     }
     adds = {
-        "cluster": Column(
-            pa.string(), "uid of the smallest row among those whose captions near-duplicates join to this one"
-        ),
+        "cluster": Column(pa.string(), "uid of the smallest row among those whose captions near-duplicates join to this one"),
         "cluster_size": Column(pa.int32(), "rows of the cluster, 1 or more, those that fell here included"),
     }
     reasons = {
@@ -99,6 +97,7 @@ class Dedup(Stage):
     }
     resources = Resources(cpus=1, memory=3 << 30)
     payload: str | None = "caption"
+
     class Config(Options):
         pass
 

@@ -62,13 +62,12 @@ class ImageDedup(Stage):
         "sha256": Column(pa.string(), "hash of the downloaded bytes; null: not compared"),
     }
     adds = {
-        "image_cluster": Column(
-            pa.string(), "uid of the smallest row among those whose images near-duplicates join to this one"
-        ),
+        "image_cluster": Column(pa.string(), "uid of the smallest row among those whose images near-duplicates join to this one"),
         "image_cluster_size": Column(pa.int32(), "rows of the image cluster, 1 or more"),
     }
     resources = Resources(cpus=1, memory=3 << 30)
     payload: str | None = None
+
     class Config(Options):
         pass
 

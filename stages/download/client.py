@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from stages.download.guard import Guard
@@ -80,10 +82,25 @@ class Clock:
         self.scope.reschedule(None if when is None else when + waited)
 
 
+class _Protocol(ResponseHandler):
+    """One connection. Where nonsense stands within a body, aiohttp (3.14) tells the connection but not the body, whose reader would
+    wait until its deadline; here it is told."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(exc)
+
+
 class _Connector(aiohttp.TCPConnector):
     """Keeps at most `most_idle` unused connections: a crawl meets ever new hosts, and files are limited."""
 
     most_idle = MOST_IDLE  # set by Client to what the limit of open files allows
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = functools.partial[ResponseHandler](_Protocol, loop=self._loop)
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
         super()._release(key, protocol, should_close=should_close or len(self._conns) >= self.most_idle)

@@ -81,10 +81,17 @@ def _ranked(tables: list[pa.Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     rank[by_order] = np.arange(len(rows))
     edge = a != b
     a, b, same = a[edge], b[edge], same[edge]
-    missing = np.setdiff1d(np.concatenate([a, b]), rows)
-    if len(missing):
-        raise ValueError(f"{len(missing)} rows of edges have no order, the first is row {missing[0]}")
-    return rank[np.searchsorted(rows, a)], rank[np.searchsorted(rows, b)], same, rows[by_order]
+    return rank[_places(rows, a)], rank[_places(rows, b)], same, rows[by_order]
+
+
+def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each wanted row stands among the sorted `rows`."""
+    at = np.searchsorted(rows, wanted)
+    missing = at == len(rows)
+    missing[~missing] = rows[at[~missing]] != wanted[~missing]
+    if missing.any():
+        raise ValueError(f"the order of row {wanted[missing][0]} is on no line of the edges, {missing.sum()} ends of edges lack it")
+    return at
 
 
 def _roots(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def signatures(hashes: Ragged, num_perm: int = 128, seed: int = 1) -> np.ndarray
 
 def fmix32(hashes: np.ndarray) -> np.ndarray:
     """MurmurHash3's finalizer for 32 bits: a bijection on uint32."""
-    out = hashes ^ (hashes >> np.uint32(16))
+    out: np.ndarray = hashes ^ (hashes >> np.uint32(16))
     out *= np.uint32(0x85EBCA6B)
     out ^= out >> np.uint32(13)
     out *= np.uint32(0xC2B2AE35)

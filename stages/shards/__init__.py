@@ -30,7 +30,7 @@ SUFFIXES = {"jpg", "webp", "png"}
 BATCH = 1000  # samples whose JSON is held at once
 
 
-class Config(Strict):
+class Options(Strict):
     samples: int = Field(10_000, ge=1)
     """About so many samples a shard, never more; `order: input` counts dropped rows too."""
     order: Literal["shuffled", "input"] = "shuffled"
@@ -43,7 +43,7 @@ class Config(Strict):
     """Write an index for NVIDIA DALI beside each tar."""
 
     @model_validator(mode="after")
-    def _input_order(self) -> Config:
+    def _input_order(self) -> Options:
         if self.order == "input" and self.multiple_of > 1:
             raise ValueError("order input has img2dataset's number of shards; multiple_of needs order shuffled")
         return self
@@ -62,7 +62,9 @@ class Shards(Stage):
         "format": Column(pa.string(), "jpg, webp or png: the suffix of the image"),
     }
     resources = Resources(memory=3 << 30)
-    Config = Config
+
+    class Config(Options):
+        pass
 
     def key_sql(self, shard: str, index: str, total: int) -> str:
         """SQL of a sample's key out of its shard's number and its place there, for `total` shards. See `keys`."""
@@ -98,7 +100,7 @@ def keys(shard: int, index: pa.Array, samples: int, total: int) -> pa.Array:
     return pa.array([None if at is None else stem + (f"{at:0{places}d}" if places else "") for at in index.to_pylist()], pa.string())
 
 
-def write_shard(folder: Path, shard: int, rows: pa.Table, config: Config, total: int) -> ShardFacts:
+def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total: int) -> ShardFacts:
     """Writes the files of one shard into `folder`.
 
     `rows`: shard's rows in their order, kept ones with `image` and `format`; `index` is the place in the shard, null for a

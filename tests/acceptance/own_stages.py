@@ -1,7 +1,7 @@
 """Hostile stages of a user's own: `python tests/acceptance/own_stages.py [ROWS]` (default 10,000).
 
-One row calls os.abort(), one allocates without end, one raises: the run ends, one fate each, nothing else is lost. Then a stage that sleeps for ever
-on one row: the run ends within `run.stall_s` and names the stage. Exit code 1 where that is not so.
+One row calls os.abort(), one allocates without end, one raises: the run ends, one fate each, nothing else is lost. Then a
+stage that sleeps for ever on one row: the run ends within `run.stall_s` and names the stage. Exit code 1 where that is not so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a change costs, counted at the server: `python tests/acceptance/requests.py [ROWS]` (default 400).
+"""What a change costs, counted at the server: `python tests/acceptance/changes.py [ROWS]` (default 400).
 
-A finished run is changed in one thing after the other, and run again. Prints the requests that the server saw; exit code 1 where there are more than the
-change needs.
+A finished run is changed in one thing after the other, and run again. Prints the requests that the server saw; exit code 1
+where there are more than the change needs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""Text tables: every line is a row or says why not, and the same rows come whatever the compression and batch size."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from stages.ingest.files import list_files, stream
+from stages.ingest.rebatch import MALFORMED
+
+
+def read(path: Path, batch: int = 1000, start: int = 0, header: Any = "auto", format: str = "auto") -> list[dict[str, Any]]:
+    (file,) = list_files(str(path), format)
+    return [row for table in stream(file, start, batch, header=header) for row in table.to_pylist()]
+
+
+def put(path: Path, data: str | bytes) -> Path:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def columns(path: Path, header: Any = "auto") -> list[str]:
+    (file,) = list_files(str(path))
+    return [name for name in next(stream(file, 0, 10, header=header)).column_names if name != MALFORMED]
+
+
+def test_cc3m_and_cc12m_have_opposite_orders_and_both_are_found(tmp_path: Path) -> None:
+    cc3m = put(tmp_path / "cc3m.tsv", 'a dog , "running\thttp://a.test/1.jpg\nperson at home\thttp://a.test/2.jpg\n')
+    cc12m = put(tmp_path / "cc12m.tsv", "http://a.test/1.jpg\ta <PERSON> outside\nhttp://a.test/2.jpg\tred car\n")
+    assert columns(cc3m) == ["caption", "url"]
+    assert columns(cc12m) == ["url", "caption"]
+    assert [row["caption"] for row in read(cc3m)] == ['a dog , "running', "person at home"]
+    assert read(cc12m) == read(cc12m, header="cc12m")
+    assert read(cc3m) == read(cc3m, header="cc3m")
+
+
+def test_real_cc3m_rows_lose_none(data_dir: Path) -> None:
+    path = data_dir / "captions/tables/conceptual_captions_3m_validation_sample.tsv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = read(path)
+    assert [f"{row['caption']}\t{row['url']}" for row in rows] == lines
+    assert not any(row[MALFORMED] for row in rows)
+
+
+def test_hash_file_of_cc12m_names_its_digests(tmp_path: Path) -> None:
+    path = put(tmp_path / "hashes.tsv", f"http://a.test/1.jpg\t{'ab' * 32}\t{'cd' * 16}\n")
+    assert columns(path) == ["url", "sha256", "md5"]
+
+
+def test_a_header_is_used_where_there_is_one(tmp_path: Path) -> None:
+    path = put(tmp_path / "list.csv", "\ufeffURL,TEXT,TEXT\nhttp://a.test/1.jpg,one,two\n")
+    assert columns(path) == ["URL", "TEXT", "TEXT_2"]
+    assert columns(path, ["a", "b", "c"]) == ["a", "b", "c"]
+
+
+def test_broken_lines_are_rows_and_shift_nothing(tmp_path: Path) -> None:
+    lines = [
+        b"url,text",
+        b"http://a.test/0,zero",
+        b"http://a.test/1",
+        b"",
+        b"http://a.test/2,caf\xe9",
+        b"http://a.test/3,a,b",
+        b"http://a.test/4,four",
+    ]
+    rows = read(put(tmp_path / "list.csv", b"\n".join(lines)))
+    assert [row["url"] for row in rows] == ["http://a.test/0", None, None, None, "http://a.test/4"]
+    assert [bool(row[MALFORMED]) for row in rows] == [False, True, True, True, False]
+    assert rows[1][MALFORMED] == "1 cells, expected 2: http://a.test/1"
+    assert rows[2][MALFORMED].startswith("not UTF-8 (") and "caf\ufffd" in rows[2][MALFORMED]
+    assert rows[3][MALFORMED] == "3 cells, expected 2: http://a.test/3 | a | b"
+
+
+def test_an_open_quote_costs_its_own_line_only(tmp_path: Path) -> None:
+    good = "".join(f"http://a.test/{i},caption {i}\n" for i in range(2, 5000))
+    path = put(tmp_path / "list.csv", f'url,text\nhttp://a.test/0,"two\nlines"\nhttp://a.test/1,"never closed\n{good}')
+    rows = read(path)
+    assert rows[0]["text"] == "two\nlines"
+    assert rows[1][MALFORMED] is not None and "never closed" in rows[1][MALFORMED]
+    assert [row["text"] for row in rows[2:]] == [f"caption {i}" for i in range(2, 5000)]
+
+
+def test_endless_lines_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.ingest.lines.MAX_LINE", 1000)
+    rows = read(put(tmp_path / "list.tsv", f"http://a.test/0\tone\nhttp://a.test/1\t{'x' * 5000}\nhttp://a.test/2\ttwo\n"))
+    assert [row["url"] for row in rows] == ["http://a.test/0", None, "http://a.test/2"]
+    assert "longer than 1000 bytes" in rows[1][MALFORMED]
+
+
+def test_json_lines_of_any_kind(tmp_path: Path) -> None:
+    text = '{"url": "http://a.test/0", "n": 1}\n{"url": "http://a.test/1", "n": "one", "x": [1, "a"]}\n{"url": \n[]\n\n{"url": "\\ud800"}\n'
+    rows = read(put(tmp_path / "list.jsonl", text))
+    assert [row["n"] for row in rows] == ["1", "one", None, None, None]
+    assert [row["url"] for row in rows] == ["http://a.test/0", "http://a.test/1", None, None, "?"]
+    assert rows[2][MALFORMED].startswith("no JSON (") and rows[3][MALFORMED] == "no JSON object: []"
+    assert rows[1]["x"] == '[1, "a"]'
+
+
+def test_columns_that_change_their_type_meet_in_one_batch(tmp_path: Path) -> None:
+    lines = [json.dumps({"url": f"u{i}", "id": i if i < 9000 else f"s{i}"}) for i in range(9500)]
+    rows = read(put(tmp_path / "list.jsonl", "\n".join(lines)), batch=9200)
+    assert (rows[0]["id"], rows[9100]["id"], len(rows)) == ("0", "s9100", 9500)
+
+
+def test_sbu_and_redcaps(tmp_path: Path) -> None:
+    sbu = {"image_urls": ["http://a.test/1.jpg", "http://a.test/2.jpg"], "captions": ["one", "two"], "user_ids": ["u", "v"]}
+    assert [row["captions"] for row in read(put(tmp_path / "sbu.json", json.dumps(sbu)))] == ["one", "two"]
+    redcaps = {"info": {"year": "2020"}, "annotations": [{"image_id": "a", "url": "http://a.test/1.jpg", "caption": "one", "score": 3}]}
+    (row,) = read(put(tmp_path / "birds.json", json.dumps(redcaps)))
+    assert (row["url"], row["caption"], row["score"]) == ("http://a.test/1.jpg", "one", 3)
+    with pytest.raises(UserError, match="parallel lists must have one length"):
+        read(put(tmp_path / "odd.json", '{"a": [1], "b": [1, 2]}'))
+    with pytest.raises(UserError, match=r"format: jsonl|input\.format: jsonl"):
+        read(put(tmp_path / "lines.json", '{"url": "a"}\n{"url": "b"}\n'))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_compressed_files_are_read_whole_or_refused(tmp_path: Path, ending: str) -> None:
+    lines = [f"http://a.test/{i}\tcaption {hash_of(i)}\n".encode() for i in range(20_000)]
+    pack = gzip.compress if ending == ".gz" else zstandard.ZstdCompressor().compress
+    data = pack(b"".join(lines[:15_000])) + pack(b"".join(lines[15_000:]))  # two members, as pigz and pzstd write
+    path = put(tmp_path / f"list.tsv{ending}", data)
+    assert [row["url"] for row in read(path)] == [f"http://a.test/{i}" for i in range(20_000)]
+    with pytest.raises(UserError, match="fetch it again"):
+        read(put(tmp_path / f"cut.tsv{ending}", data[:-2000]))
+
+
+def hash_of(i: int) -> str:
+    return f"{i * 2654435761 % 2**32:08x}"
+
+
+cells = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(['"', 'a "b" c', "x,y", "two\nlines", " "])
+tables = st.lists(st.tuples(st.integers(0, 999).map(lambda i: f"http://a.test/{i}.jpg"), cells), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=tables, batch=st.integers(1, 40), start=st.integers(0, 35))
+def test_csv_as_pythons_writer_makes_it_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: Any, batch: int, start: int) -> None:
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([("url", "caption"), *rows])
+    path = put(tmp_path_factory.mktemp("csv") / "list.csv", out.getvalue())
+    assert [(row["url"], row["caption"]) for row in read(path, batch, start)] == rows[start:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines=st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=30))
+def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    path = put(tmp_path_factory.mktemp("tsv") / "list.tsv", b"\n".join([b"http://a.test/0\tcaption", *lines]))
+    told = [line for line in lines if not line.decode(errors="replace").isspace() and line]
+    rows = read(path, header="cc12m")
+    assert len(rows) == 1 + len(told)
+    assert pa.table({"x": [row["url"] for row in rows]}).num_rows == len(rows)
