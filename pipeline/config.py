@@ -6,6 +6,7 @@ The entries under `stages` stay raw here: config lies below the stages, so `cata
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -108,13 +109,21 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as `safe_load` reads it, but a key that stands twice in one map is refused instead of the first one being lost."""
+    """As `safe_load`, but a key that stands twice is refused instead of the first being lost, and, as in YAML 1.2, `on`, `off`, `yes`
+    and `no` are words: `dedup: {on: caption}` and `languages: [no]` mean what they say."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != _BOOLEAN] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def _parse(text: str, where: str) -> Any:

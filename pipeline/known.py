@@ -147,7 +147,7 @@ class Known:
 
     def check_complete(self, con: Any, name: str) -> None:
         """Raises ContractError where a row of the view has no fate: something that should be committed is not."""
-        lost = con.execute(f"SELECT count(*), min(row) FROM {name} WHERE fate IS NULL").fetchone()
+        lost = con.execute(f"SELECT count(*), min(row) FROM {name} WHERE fate IS NULL").fetchall()[0]
         if lost[0]:
             raise ContractError(f"{lost[0]} rows have neither a fetch nor a fate, the first is row {lost[1]}; repeat the command")
 

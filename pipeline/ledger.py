@@ -48,7 +48,7 @@ def balance(con: Any, ledger: str, rows_in: int) -> Balance:
     counts = dict(con.execute(f"SELECT fate, count(*) FROM {ledger} GROUP BY fate ORDER BY fate").fetchall())
     found = Balance(rows_in, counts.pop(KEPT, 0), counts)
     found.check()
-    (distinct,) = con.execute(f"SELECT count(DISTINCT row) FROM {ledger}").fetchone()
+    (distinct,) = con.execute(f"SELECT count(DISTINCT row) FROM {ledger}").fetchall()[0]
     if distinct != rows_in:
         raise ContractError(f"ledger holds {distinct} different rows, but {rows_in} came in")
     return found

@@ -62,7 +62,7 @@ def _histograms(known: Known, con: Any) -> dict[str, Any]:
 def _histogram(con: Any, column: str) -> dict[str, Any]:
     joined = "known k JOIN selected s ON s.row = k.row"
     source = f'(SELECT k."{column}" AS x, s.fate = \'kept\' AS kept FROM {joined} WHERE k."{column}" IS NOT NULL)'
-    low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchone()
+    low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchall()[0]
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
     width = (high - low) / BINS or 1
@@ -78,7 +78,7 @@ def _histogram(con: Any, column: str) -> dict[str, Any]:
 
 def _bytes(con: Any) -> dict[str, int]:
     once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch_id"
-    (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchone()
+    (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchall()[0]
     return {"downloaded": int(total)}
 
 

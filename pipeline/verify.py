@@ -106,7 +106,7 @@ def check_ledger(known: Known, manifest: dict[str, Any]) -> list[Finding]:
         view_ledger(known, con)
         rows, distinct, kept, keys = con.execute(
             "SELECT count(*), count(DISTINCT row), count(*) FILTER (fate = 'kept'), count(DISTINCT key) FROM ledger"
-        ).fetchone()
+        ).fetchall()[0]
         facts = {"rows in the ledger": (rows, rows_in), "different rows in the ledger": (distinct, rows_in)}
         facts |= {"kept rows in the ledger": (kept, manifest["samples"]), "different keys in the ledger": (keys, manifest["samples"])}
         found += [Finding("ledger", f"{got} {what}, expected {expected}") for what, (got, expected) in facts.items() if got != expected]

@@ -1,6 +1,7 @@
 """DuckDB over a run's committed files: what is known of every row, in bounded memory (DuckDB spills to disk).
 
-Joins, global orders and counts of narrow columns are DuckDB's; image bytes never come here.
+Joins, global orders and counts of narrow columns are DuckDB's; image bytes never come here. Results are always fetched whole:
+a half-read one would block the connection.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def run_phase(known: Known, con: Any) -> list[Done]:
     expected = sum(part.rows for part in known.parts)
     if rows != expected:
         raise ContractError(f"selection gave {rows} fates for {expected} rows")
-    kept, shards = con.execute("SELECT count(*) FILTER (fate = 'kept'), coalesce(max(shard) + 1, 0) FROM selected").fetchone()
+    kept, shards = con.execute("SELECT count(*) FILTER (fate = 'kept'), coalesce(max(shard) + 1, 0) FROM selected").fetchall()[0]
     store.write_json(f"{folder}/done.json", {"rows": rows, "kept": kept, "shards": shards})
     return []
 

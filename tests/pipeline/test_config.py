@@ -117,3 +117,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_config_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path).run.seed = 8  # type: ignore[misc]
+
+
+def test_on_and_no_are_words_and_true_is_a_boolean(tmp_path: Path) -> None:
+    stages = "{dedup: {on: caption}, captions: {languages: [no]}}"
+    loaded = load(tmp_path, f"input: {{path: x}}\nrun: {{name: words}}\nstages: {stages}\npool: {{keep: false}}\n", "stages.a.yes=True")
+    assert loaded.stages == {"dedup": {"on": "caption"}, "captions": {"languages": ["no"]}, "a": {"yes": True}}
+    assert loaded.pool.keep is False

@@ -98,8 +98,6 @@ def test_files_have_the_same_names(theirs: Path, ours: Path) -> None:
     expected = {f"0000{n}{end}" for n in (0, 1) for end in (".tar", ".parquet", "_stats.json")}
     assert {path.name for path in theirs.iterdir() if path.is_file()} == expected
     assert {path.name for path in ours.iterdir()} == expected
-        names == {path.name for path in ours.iterdir()} == {f"0000{n}{end}" for n in (0, 1) for end in (".tar", ".parquet", "_stats.json")}
-    )
 
 
 def test_parquet_has_the_same_columns_types_and_values(theirs: Path, ours: Path) -> None:
