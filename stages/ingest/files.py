@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from stages.ingest import lines, shards
-from stages.ingest.rebatch import OWN, cut
+from stages.ingest.rebatch import OWN, cut, unique
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "json", "img2dataset", "tar"]
 Header = str | Sequence[str]
@@ -238,8 +238,8 @@ def _parquet(file: InputFile, start_row: int, options: dict[str, Any]) -> tuple[
         with handle:
             groups = list(range(group, reader.num_row_groups))
             for batch in reader.iter_batches(DECODED_ROWS, row_groups=groups) if groups else ():
-                table = pa.Table.from_batches([batch])
-                table = table.select([name for name in table.column_names if name not in OWN])
+                names = [name for name in unique(batch.schema.names) if name not in OWN]
+                table = pa.Table.from_batches([batch]).rename_columns(unique(batch.schema.names)).select(names)
                 yield table if file.tar is None else shards.with_places(table, file.tar, file.etag, options)
 
     return tables(), start_row - before

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import zstandard
 
-from stages.ingest.rebatch import MALFORMED, OWN, array_of, sound
+from stages.ingest.rebatch import MALFORMED, OWN, array_of, sound, unique
 
 ROWS = 8192  # rows a table
 MAX_LINE = 8 << 20  # bytes; a longer line is malformed
@@ -211,7 +211,7 @@ def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[s
     if not rows:
         return [], False
     if not any(_URL.match(cell) for cell in rows[0]):
-        return _unique([cell.strip() or f"column_{i}" for i, cell in enumerate(rows[0])]), True
+        return unique([cell.strip() or f"column_{i}" for i, cell in enumerate(rows[0])], OWN), True
     return _guessed([row for row in rows if len(row) == width], width), False
 
 
@@ -230,15 +230,6 @@ def _guessed(rows: list[list[str]], width: int) -> list[str]:
     if rest:
         names[max(rest, key=lambda i: (sum(cell.strip().count(" ") for cell in columns[i]), -i))] = "caption"
     return names
-
-
-def _unique(names: list[str]) -> list[str]:
-    """The names, a repeated one with _2, _3 … behind it."""
-    out: list[str] = []
-    for name in names:
-        tries = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
-        out.append(next(one for one in tries if one not in (*out, *OWN)))
-    return out
 
 
 def _object(line: Line) -> dict[str, Any] | Bad:

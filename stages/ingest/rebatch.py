@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -58,3 +59,12 @@ def array_of(values: list[Any]) -> pa.Array:
 def sound(text: str) -> str:
     """Valid Unicode: JSON may hold half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode()
+
+
+def unique(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, one that stood before (or is taken) with _2, _3 … behind it."""
+    out: list[str] = []
+    for name in names:
+        tries = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        out.append(next(one for one in tries if one not in out and one not in taken))
+    return out

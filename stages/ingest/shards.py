@@ -88,9 +88,14 @@ def _place(tar: str, offset: int, length: int) -> str:
 
 
 def _members(handle: Any) -> Iterator[Member]:
+    """The members whose bytes are all there. Raises tarfile.ReadError where the tar is cut off or damaged."""
+    size = handle.seek(0, 2)
+    handle.seek(0)
     with tarfile.open(fileobj=handle, mode="r:") as archive:
         while info := archive.next():
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            if info.offset_data + info.size > size:
+                raise tarfile.ReadError("unexpected end of data")
             folder, slash, base = info.name.rpartition("/")
             stem, dot, suffix = base.partition(".")
             if info.isreg() and dot and not base.startswith((".", "__")):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, drop
 from stages.ingest.columns import Columns, recognise
 from stages.ingest.rebatch import MALFORMED, OWN
@@ -60,9 +61,12 @@ class Ingest(Stage):
         """
         n = len(raw)
         broken = whole(raw[MALFORMED]).cast(pa.string()) if MALFORMED in raw.column_names else pa.nulls(n, pa.string())
-        if broken.null_count == 0 and n:  # not one line could be read, so not one column is known
-            raw = pa.table({"url": pa.nulls(n, pa.string())})
-        known = recognise(raw.column_names, columns if broken.null_count or not n else "auto")
+        try:
+            known = recognise(raw.column_names, columns)
+        except UserError:
+            if broken.null_count:
+                raise
+            known = Columns({}, None, False)  # no line could be read, so no column is known
         values = _values(raw, known)
         rows = pa.array(np.arange(first_row, first_row + n), pa.int64())
         out = pa.table({"row": rows, **{name: values.get(name, pa.nulls(n, column.type)) for name, column in self.adds.items()}})

@@ -39,7 +39,7 @@ def strings(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
         array = array.cast(pa.binary()).view(pa.string())
     if not pa.types.is_string(array.type):
         array = _texts(array)
-    return valid(array)
+    return pc.if_else(array.is_valid(), valid(pc.fill_null(array, "")), pa.scalar(None, pa.string()))
 
 
 def _firsts(array: pa.Array) -> pa.Array:

