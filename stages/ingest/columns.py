@@ -122,9 +122,8 @@ def _mapped(names: list[str], given: str | Mapping[str, str]) -> dict[str, str]:
 
 
 def _no_url(names: list[str]) -> str:
-    near = _nearest(
-        "url", [name for name in names if any(part in name.lower() for part in ("url", "link", "uri", "src", "image"))] or names
-    )
+    likely = [name for name in names if any(part in name.lower() for part in ("url", "uri", "link", "src", "image"))]
+    near = f" (the nearest: {likely[0]})" if likely else _nearest("url", names)
     return f"input.columns: no column of the table is known to hold URLs{near}; set input.columns: {{url: NAME}}; it has {_listed(names)}"
 
 
