@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline import views
 from pipeline.errors import UserError
+from pipeline.frame import error_text
 from pipeline.known import Known
 from pipeline.phases.ledger import view_ledger
 from pipeline.runs import reopen
 from pipeline.storage import Store
+
+SHOWN = 50  # faults that are printed; all are counted
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,24 @@ def check_shard(store: Store, home: str, shard: dict[str, Any]) -> list[Finding]
     path = f"{home}/{shard['name']}"
     if not store.exists(path):
         return [Finding(path, "is missing")]
-    data = store.read(path)
     found = []
-    if len(data) != shard["bytes"]:
-        found.append(Finding(path, f"has {len(data)} bytes, the manifest says {shard['bytes']}"))
-    if hashlib.sha256(data).hexdigest() != shard["sha256"]:
-        found.append(Finding(path, "its sha256 is not the manifest's"))
     table = store.read_table(f"{home}/{shard['name'].removesuffix('.tar')}.parquet", ["key", "status", "width", "height", "caption"])
     listed = {row["key"]: row for row in table.to_pylist() if row["status"] == "success"}
     seen: set[str] = set()
-    for sample in _samples(data):
-        found += [Finding(f"{path} {sample['__key__']}", text) for text in _check_sample(sample, listed, seen)]
-        seen.add(sample["__key__"])
+    with store.open(path) as handle:
+        hashed = _Hashed(handle)
+        try:
+            for sample in _samples(hashed):
+                found += [Finding(f"{path} {sample['__key__']}", text) for text in _check_sample(sample, listed, seen)]
+                seen.add(sample["__key__"])
+        except (tarfile.TarError, ValueError, OSError) as err:
+            found.append(Finding(path, f"cannot be read to its end: {error_text(err)}"))
+        while hashed.read(1 << 20):
+            pass
+    if hashed.bytes != shard["bytes"]:
+        found.append(Finding(path, f"has {hashed.bytes} bytes, the manifest says {shard['bytes']}"))
+    if hashed.sha256.hexdigest() != shard["sha256"]:
+        found.append(Finding(path, "its sha256 is not the manifest's"))
     if len(seen) != shard["samples"]:
         found.append(Finding(path, f"has {len(seen)} samples, the manifest says {shard['samples']}"))
     found += [Finding(path, f"lacks sample {key}, which its Parquet lists") for key in sorted(set(listed) - seen)]
@@ -68,12 +78,24 @@ def check_shard(store: Store, home: str, shard: dict[str, Any]) -> list[Finding]
     return found
 
 
-def _samples(data: bytes) -> Iterator[dict[str, Any]]:
-    """The samples of a tar, grouped by webdataset itself."""
+class _Hashed:
+    """A reader that hashes and counts what goes through it, so that a shard is read once and never held whole."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle, self.sha256, self.bytes = handle, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.handle.read(size)
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return data
+
+
+def _samples(stream: _Hashed) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, read and grouped by webdataset itself."""
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-    files = ({"fname": name, "data": body} for name, body in tar_file_iterator(io.BytesIO(data)))
-    yield from group_by_keys(files)
+    yield from group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(stream))
 
 
 def _check_sample(sample: dict[str, Any], listed: dict[str, Any], seen: set[str]) -> Iterator[str]:
@@ -90,10 +112,13 @@ def _check_sample(sample: dict[str, Any], listed: dict[str, Any], seen: set[str]
     if image is None:
         yield "has no image"
         return
-    with Image.open(io.BytesIO(image)) as opened:
-        opened.load()
-        if opened.size != (row["width"], row["height"]):
-            yield f"image is {opened.size}, the Parquet says {(row['width'], row['height'])}"
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.load()
+            if opened.size != (row["width"], row["height"]):
+                yield f"image is {opened.size}, the Parquet says {(row['width'], row['height'])}"
+    except (OSError, ValueError, SyntaxError) as err:
+        yield f"its image cannot be decoded: {error_text(err)}"
     if sample["txt"].decode() != row["caption"]:
         yield "its txt is not the Parquet's caption"
 
@@ -127,8 +152,10 @@ def check_ledger(known: Known, manifest: dict[str, Any]) -> list[Finding]:
 def show(folder: str) -> bool:
     """Prints what was checked and what was found; True when all agrees."""
     manifest, found = run(folder)
-    for finding in found:
+    for finding in found[:SHOWN]:
         print(f"{finding.where}: {finding.what}")
+    if len(found) > SHOWN:
+        print(f"… and {len(found) - SHOWN:,} more")
     shards, samples = len(manifest["shards"]), manifest["samples"]
     size = sum(shard["bytes"] for shard in manifest["shards"])
     verdict = f"{len(found)} faults" if found else "all agrees: sha256, samples, keys, images, Parquet, ledger"
