@@ -197,7 +197,7 @@ def test_every_edge_is_proven_and_no_certain_pair_is_missed(data_dir: Path) -> N
         assert value >= 0.7 or frozenset((a, b)) not in edges
         assert value < 0.8 or frozenset((a, b)) in edges, (forms[a], forms[b])
         certain += value >= 0.8
-    assert certain > 100
+    assert certain > 30
 
 
 @given(st.lists(st.text("ab1 ", min_size=4, max_size=9), min_size=1, max_size=8), st.floats(0.2, 1))
