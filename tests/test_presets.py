@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import catalog, config
+from pipeline import config
 from pipeline.errors import UserError
+from pipeline.known import columns_known
 from pipeline.layout import Run, open_run
 from stages.ingest.files import list_files, stream
 from stages.ingest.stage import Ingest
@@ -81,12 +82,6 @@ def opened(name: str, *overrides: str) -> Run:
     return open_run(config.load(CONFIGS / f"{name}.yaml", list(overrides)))
 
 
-def columns(run: Run) -> dict[str, pa.DataType]:
-    """What selection's rules may use: every column that a stage before it stores."""
-    entries = [entry for entry in run.entries if entry.name not in ("selection", "shards")]
-    return {"row": pa.int64(), **{name: column.type for name, column in catalog.columns(entries).items() if column.stored}}
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_opens_and_its_rules_are_sound(name: str) -> None:
     run = opened(name)
@@ -95,7 +90,7 @@ def test_a_preset_opens_and_its_rules_are_sound(name: str) -> None:
     assert run.layout.dedup.stage.config.on == "both"
     assert run.layout.image_dedup is not None
     assert run.layout.selection is not None
-    run.layout.selection.stage.check(columns(run))  # type: ignore[attr-defined]
+    run.layout.selection.stage.check(columns_known(run))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -147,7 +142,7 @@ def test_every_baseline_of_datacomp_can_be_chosen(baseline: str, tmp_path: Path)
     path.write_text(text, encoding="utf-8")
     run = open_run(config.load(path))
     assert run.layout.selection is not None
-    run.layout.selection.stage.check(columns(run))  # type: ignore[attr-defined]
+    run.layout.selection.stage.check(columns_known(run))  # type: ignore[attr-defined]
     assert [rule.name for rule in run.layout.selection.stage.rules] == [  # type: ignore[attr-defined]
         rule["name"] for rule in run.config.about["baselines"][baseline]
     ]

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from stages.ingest import lines, shards
-from stages.ingest.rebatch import OWN, cut, unique
+from stages.ingest import lines, parquet, shards
+from stages.ingest.rebatch import cut
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "json", "img2dataset", "tar"]
 Header = str | Sequence[str]
@@ -37,7 +37,6 @@ SUFFIXES: Mapping[str, Format] = {
     ".tar": "tar",
 }
 COMPRESSED = (".gz", ".zst")
-DECODED_ROWS = 8192  # rows of a Parquet file that are decoded at a time
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "mtime", "LastModified", "last_modified", "updated")
 
 
@@ -84,12 +83,12 @@ def stream(
     options = dict(storage_options or {})
     try:
         if file.format in ("parquet", "img2dataset"):
-            tables, skip = _parquet(file, start_row, options)
+            for table in parquet.stream(file.url, file.etag, start_row, batch_rows, options):
+                yield table if file.tar is None else shards.with_places(table, file.tar, file.etag, options)
         elif file.format == "tar":
-            tables, skip = shards.rows(file.url, options), start_row
+            yield from cut(shards.rows(file.url, options), start_row, batch_rows)
         else:
-            tables, skip = lines.tables(_open(file.url, options), file.format, header, file.url), start_row
-        yield from cut(tables, skip, batch_rows)
+            yield from cut(lines.tables(_open(file.url, options), file.format, header, file.url), start_row, batch_rows)
     except (pa.ArrowInvalid, EOFError, lines.BrokenError) as err:
         what = " ".join(str(err).split())[:300]
         raise UserError(f"{file.url}: cannot be read as {file.format}: {what}; fetch it again, or set input.format") from err
@@ -222,24 +221,3 @@ def _open(url: str, options: dict[str, Any]) -> Callable[[], Any]:
         return fs.open(path, "rb")
 
     return opened
-
-
-def _parquet(file: InputFile, start_row: int, options: dict[str, Any]) -> tuple[Iterator[pa.Table], int]:
-    """Tables from the row group on that holds `start_row`, and how many of their rows come before it."""
-    fs, path = _system(file.url, options)
-    handle = fs.open(path, "rb")
-    # Not pre-buffered: a row group of a published table can be hundreds of MB, of which one decoded batch is needed.
-    reader = pq.ParquetFile(handle, pre_buffer=False, buffer_size=1 << 20)
-    group = before = 0
-    while group < reader.num_row_groups and before + (size := reader.metadata.row_group(group).num_rows) <= start_row:
-        before, group = before + size, group + 1
-
-    def tables() -> Iterator[pa.Table]:
-        with handle:
-            groups = list(range(group, reader.num_row_groups))
-            for batch in reader.iter_batches(DECODED_ROWS, row_groups=groups) if groups else ():
-                names = [name for name in unique(batch.schema.names) if name not in OWN]
-                table = pa.Table.from_batches([batch]).rename_columns(unique(batch.schema.names)).select(names)
-                yield table if file.tar is None else shards.with_places(table, file.tar, file.etag, options)
-
-    return tables(), start_row - before

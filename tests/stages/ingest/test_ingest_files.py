@@ -99,6 +99,27 @@ def test_a_named_format_reads_files_of_any_name(tmp_path: Path) -> None:
     assert next(stream(file, 0, 10))["caption"].to_pylist() == ["one"]
 
 
+@settings(max_examples=60, deadline=None)
+@given(starts=st.lists(st.integers(0, 11), min_size=1, max_size=8), group=st.integers(1, 60))
+def test_parts_of_parquet_in_any_order(tmp_path_factory: pytest.TempPathFactory, starts: list[int], group: int) -> None:
+    """As workers ask for them: one table each, here and there; a reader that stayed open gives the same rows as a new one."""
+    path = tmp_path_factory.mktemp("parquet") / "a.parquet"
+    whole = table(100)
+    pq.write_table(whole, path, row_group_size=group)
+    (file,) = list_files(str(path))
+    for start in starts:
+        part = next(stream(file, start * 9, 9), None)
+        assert (part["URL"].to_pylist() if part else []) == whole["URL"].to_pylist()[start * 9 : start * 9 + 9]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    for first in (0, 50):
+        pq.write_table(table(20, first), tmp_path / "a.parquet")
+        (file,) = list_files(str(tmp_path))
+        assert next(stream(file, 0, 5))["TEXT"][0].as_py() == f"text {first}"
+        assert next(stream(file, 5, 5))["TEXT"][0].as_py() == f"text {first + 5}"
+
+
 @settings(max_examples=80, deadline=None)
 @given(start=st.integers(0, 120), batch=st.integers(1, 130), group=st.integers(1, 60))
 def test_parquet_rows_from_any_start(tmp_path_factory: pytest.TempPathFactory, start: int, batch: int, group: int) -> None:
