@@ -100,7 +100,8 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = functools.partial[ResponseHandler](_Protocol, loop=self._loop)
+        made: type[ResponseHandler] = _Protocol
+        self._factory = functools.partial(made, loop=self._loop)
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
         super()._release(key, protocol, should_close=should_close or len(self._conns) >= self.most_idle)

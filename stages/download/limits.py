@@ -184,7 +184,8 @@ class Leases:
         pause = self.interval_s
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), self.heartbeat_s)
+                async with asyncio.timeout(self.heartbeat_s):  # Python 3.11's wait_for may swallow aclose's cancellation
+                    await self.wake.wait()
             self.wake.clear()
             if not (self.waiting or self.returned or self.silence or self.held):
                 continue
@@ -204,6 +205,9 @@ class Leases:
         self.free -= asked
         try:
             granted = await self.call(self.worker, {**want, **{host: -s for host, s in quiet.items()}}, dict(back))
+        except asyncio.CancelledError:
+            self.returned.update(back)  # for aclose to give back; what a dead call took twice is not counted twice
+            raise
         except Exception as err:  # noqa: BLE001 (whatever stands behind the call: no row is to blame, and all who wait must hear of it)
             self.returned.update(back)
             self._fail(TransientError(f"the run's limits per host cannot be asked: {type(err).__name__}: {err}"))

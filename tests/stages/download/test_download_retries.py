@@ -72,20 +72,29 @@ def test_another_try_asks_the_name_server_again(server: Server) -> None:
 
 def test_the_clock_of_a_request_does_not_run_while_it_waits_for_its_turn(server: Server) -> None:
     """Six requests of 0.2 s at one host, one at a time, each with a deadline of 0.6 s."""
-    rows = fetch(server, [f"/slow/0.2/{i}" for i in range(6)], "queue.test", timeout_s=0.6, retries=0, per_host={"concurrency": 1})
+    rows = fetch(
+        server,
+        [f"/slow/0.2/{i}" for i in range(6)],
+        "queue.test",
+        timeout_s=0.6,
+        retries=0,
+        per_host={"concurrency": 1, "per_second": None},
+    )
     assert {row["fate"] for row in rows} == {"kept"}
     assert max(row["latency_ms"] for row in rows) < 600
 
 
 def test_a_kept_connection_that_was_closed_costs_no_try(server: Server) -> None:
     """The server closes a connection that it seemed to keep, just as the next request comes."""
-    rows = fetch(server, [f"/one-answer/{i}" for i in range(8)], "kept.test", retries=0, per_host={"concurrency": 1})
+    limits = {"concurrency": 1, "per_second": None}
+    rows = fetch(server, ["/one-answer/1", "/one-answer/2"], "kept.test", retries=0, per_host=limits)
     assert {row["fate"] for row in rows} == {"kept"}
+    assert [request.again for request in server.requests if request.host == "kept.test"] == [False, True, False]
 
 
 def test_a_host_that_refuses_again_and_again_is_no_longer_asked(server: Server) -> None:
     paths = [f"/status/429/{i}" for i in range(40)]
-    rows = fetch(server, paths, "full.test", retries=0, per_host={"concurrency": 1})
+    rows = fetch(server, paths, "full.test", retries=0, per_host={"concurrency": 1, "per_second": None})
     assert {(row["fate"], row["http_status"], row["detail"]) for row in rows} == {("download:http_429", 429, "HTTP 429")}
     assert server.count(host="full.test") == SAME
 
@@ -108,7 +117,7 @@ def test_breaker_lets_one_request_find_out_whether_it_is_still_so() -> None:
 
 
 def test_what_a_path_does_is_not_held_against_its_host(server: Server) -> None:
-    rows = fetch(server, [*(f"/status/404/{i}" for i in range(30)), "/ok"], "mixed.test", per_host={"concurrency": 1})
+    rows = fetch(server, [*(f"/status/404/{i}" for i in range(30)), "/ok"], "mixed.test", per_host={"concurrency": 1, "per_second": None})
     assert rows[-1]["fate"] == "kept"
     assert server.count(host="mixed.test") == 31
 
