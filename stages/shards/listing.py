@@ -29,7 +29,10 @@ IMG2DATASET = pa.schema(
     ]
 )
 OURS_FIRST = ("uid", "row", "fate", "similarity", "language", "cluster", "phash", "carried")
-NOT_LISTED = {"image", "shard", "index", "detail", "fetch_id", "part"}  # bytes, places, and what error_message says
+# Bytes, places, what error_message says, and times, which are another in each run.
+NOT_LISTED = {"image", "shard", "index", "detail", "fetch_id", "part", "latency_ms"}
+# Numbers that often nobody knows: as 0 in the JSON they would claim something (a punsafe of 0 is a verdict). The Parquet has them.
+OFTEN_UNKNOWN = ("claimed_", "tokens")
 
 
 def listing(rows: pa.Table, keys: pa.Array, caption: str) -> pa.Table:
@@ -81,10 +84,10 @@ def as_json(table: pa.Table) -> list[str]:
     """Each row of a listing as JSON, as img2dataset formats it: indent 4, ASCII, keys in the order of the columns.
 
     Every text has the same keys with the same types, as HF datasets infers them from the first samples: a null text is "",
-    a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists, structs and bytes stand in the
-    Parquet alone.
+    a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists, structs, bytes and OFTEN_UNKNOWN
+    stand in the Parquet alone.
     """
-    encoded = [(name, _encoded(table[name])) for name in table.column_names]
+    encoded = [(name, _encoded(table[name])) for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
     fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
     return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
 

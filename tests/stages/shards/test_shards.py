@@ -120,6 +120,17 @@ def test_json_has_the_same_typed_keys_in_every_sample(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "00000.parquet").column_names == list(first)
 
 
+def test_what_differs_between_runs_or_is_only_claimed_does_not_reach_the_samples(tmp_path: Path) -> None:
+    fields = [pa.field("latency_ms", pa.int32()), pa.field("claimed_punsafe", pa.float32()), pa.field("tokens", pa.int32())]
+    one, two = (write(tmp_path / name, table([kept(0, latency_ms=ms)], *fields)) for name, ms in (("a", 3), ("b", 99)))
+    assert one == two
+    assert (tmp_path / "a" / "00000.parquet").read_bytes() == (tmp_path / "b" / "00000.parquet").read_bytes()
+    meta = json.loads(members(tmp_path / "a" / "00000.tar")["000000000.json"])
+    listed = pq.read_table(tmp_path / "a" / "00000.parquet")
+    assert set(listed.column_names) - set(meta) == {"claimed_punsafe", "tokens"}
+    assert listed["claimed_punsafe"].to_pylist() == [None]
+
+
 def test_odd_values_lose_no_sample(tmp_path: Path) -> None:
     """What makes img2dataset lose rows silently: bytes, dates, decimals, lone surrogates; and what makes its JSON invalid."""
     fields = {
