@@ -32,7 +32,7 @@ class Options(Strict):
     only_if_bigger: bool = False
     """Leave pictures that needn't shrink entirely as they are: no enlarging, and no crop or border either, so sizes differ."""
     downscale: Filter = "area"
-    """OpenCV's filter for shrinking. With `area`, JPEGs are decoded at 1/2, 1/4 or 1/8 where at least twice the pixels remain."""
+    """OpenCV's filter for shrinking. With `area`, large pictures are first halved once to thrice (JPEGs by decoding them so)."""
     upscale: Filter = "lanczos"
     """OpenCV's filter for enlarging."""
     format: Literal["jpg", "webp", "png"] = "jpg"
