@@ -7,11 +7,13 @@ retries of failed jobs, the watchdog for stages that stall, and the one budget o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import queue
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -228,14 +230,15 @@ def _init_ray(config: RunConfig) -> bool:
         options: dict[str, Any] = {"num_cpus": config.ray.num_cpus, "object_store_memory": config.ray.object_store_memory} if local else {}
         paths = os.pathsep.join(path for path in sys.path if path)
         try:
-            ray.init(
-                address=config.ray.address,
-                include_dashboard=False if local else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": paths}} if local else None,
-                **options,
-            )
+            with _held_stderr():
+                ray.init(
+                    address=config.ray.address,
+                    include_dashboard=False if local else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": {"PYTHONPATH": paths}} if local else None,
+                    **options,
+                )
         except (ConnectionError, ValueError, RuntimeError) as err:
             raise UserError(f"ray.address: cannot join a Ray cluster at {config.ray.address}: {error_text(err)}") from err
     context = DataContext.get_current()
@@ -244,6 +247,24 @@ def _init_ray(config: RunConfig) -> bool:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told by us, once
     return owns
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keeps what Ray's C++ side writes to stderr while it starts; it is shown only where the start fails."""
+    sys.stderr.flush()
+    true_stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(true_stderr, held.read())
+            raise
+        finally:
+            os.dup2(true_stderr, 2)
+            os.close(true_stderr)
 
 
 def _ship_by_value(modules: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.layout import open_run
 from pipeline.phases import fetch, rows
 from pipeline.runs import find, served
 
+KEYED = ("rows", "dedup", "pool", "scores", "image_dedup", "selection")  # ingredients that are keys themselves
 WHOLE = ("dedup", "image_dedup", "selection", "shards")
 
 
@@ -75,12 +77,18 @@ def _why(known: Known, phase: str, before: dict[str, Any] | None, todo: int | No
     old = (before or {}).get("made_of", {}).get(phase)
     if old is None:
         return "never run"
-    changes = differences(old, known.made_of[phase])
+    changes = _by_file(old, known.made_of[phase]) if phase == "rows" else differences(old, known.made_of[phase])
     return "; ".join(changes[:3]) + ("; …" if len(changes) > 3 else "") if changes else "begun, not finished"
 
 
+def _by_file(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What changed in `rows`, whose keys are per input file: each change once, however many files it is true of."""
+    files = [f"{url} is new" for url in new if url not in old] + [f"{url} is gone" for url in old if url not in new]
+    return files + list(dict.fromkeys(change for url in new if url in old for change in differences(old[url], new[url])))
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two key ingredients, as `stages.captions.config.min_chars 5 -> 8`."""
+    """What changed between two key ingredients, as `captions.min_chars 5 -> 8`; of an earlier phase's key, that it did."""
     if isinstance(old, dict) and isinstance(new, dict):
         out = []
         for name in [*old, *(n for n in new if n not in old)]:
@@ -92,7 +100,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             else:
                 out += differences(old[name], new[name], here)
         return out
-    return [] if old == new else [f"{path} {_short(old)} -> {_short(new)}"]
+    if old == new:
+        return []
+    if path in KEYED:
+        return [f"{path} changed"]
+    return [f"{path.removeprefix('stages.').replace('.config.', '.')} {_short(old)} -> {_short(new)}"]
 
 
 def _short(value: Any) -> str:
@@ -107,13 +119,13 @@ def show(config: str | Path, overrides: list[str]) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("phase", "stages", "key", "needs", "to do", "done", "why"):
-        table.add_column(name, justify="right" if name in ("to do", "done") else "left")
+        table.add_column(name, justify="right" if name in ("to do", "done") else "left", no_wrap=name not in ("stages", "why"))
     lines = make(config, overrides)
     for line in lines:
         todo = "?" if line.todo is None else f"{line.todo:,}"
         style = "dim" if line.todo == 0 else None
         table.add_row(line.phase, line.stages, line.key, line.resources, todo, f"{line.done:,}", line.why, style=style)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table)
     if not any(line.phase == "scores" for line in lines):
-        console.print("not scored: the config has no `scores` stage, so no image is compared with its caption")
+        console.print("not scored: the config has no `scores` stage, so no image is compared with its caption", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -59,46 +60,40 @@ class Live(Quiet):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        self.bars: Any = Bars(
-            TextColumn("{task.description:<11}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("parts"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=Console(stderr=True),
-        )
+        self.terminal = os.fdopen(os.dup(2), "w")  # its own: the engine holds stderr while Ray starts
+        name, clock, note = "{task.description:<11}", "{task.fields[clock]}", "[dim]{task.fields[note]}"
+        columns = [TextColumn(name), BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn(clock), TextColumn(note)]
+        self.bars: Any = Bars(*columns, console=Console(file=self.terminal))
         self.bars.start()
         self.bar: Any = None
         self.began = 0.0
 
     def phase(self, name: str) -> None:
         self.began = time.monotonic()
-        self.bar = self.bars.add_task(name, total=None, note="")
+        self.bar = self.bars.add_task(name, total=None, clock="", note="")
 
     def beat(self, progress: Progress) -> None:
         seconds = max(time.monotonic() - self.began, 1e-3)
-        notes = [f"{stage} {count:,} ({count / seconds:,.0f}/s)" for stage, count in working(progress)]
         rows, kept = totals(progress)
-        if rows:
-            notes.insert(0, f"{rows:,} rows, {kept:,} kept")
-        self.bars.update(self.bar, total=progress.jobs, completed=progress.done, note=" · ".join(notes))
+        notes = [f"{rows:,} rows" + (f", {kept:,} kept" if kept else "")] if rows else []
+        notes += [f"{stage} {count / seconds:,.0f}/s" for stage, count in working(progress)]
+        clock = f"{seconds:.0f} s" + (f", {_left(progress, seconds)} s left" if 0 < progress.done < progress.jobs else "")
+        self.bars.update(self.bar, total=progress.jobs, completed=progress.done, clock=clock, note=" · ".join(notes))
 
     def phase_ended(self, jobs: int) -> None:
         """The bar stays, full, with what the phase said last."""
+        clock = f"{time.monotonic() - self.began:.1f} s"
         if jobs:
-            self.bars.update(self.bar, total=jobs, completed=jobs)
+            self.bars.update(self.bar, total=jobs, completed=jobs, clock=clock)
         else:
-            self.bars.update(self.bar, total=1, completed=1, note="nothing to do: committed before, or made without workers")
-        self.bars.stop_task(self.bar)
+            self.bars.update(self.bar, total=1, completed=1, clock=clock, note="nothing left to do for workers")
 
     def close(self) -> None:
         self.bars.stop()
+        self.terminal.close()
 
 
 def totals(progress: Progress) -> tuple[int, int]:

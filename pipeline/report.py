@@ -111,7 +111,7 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     made = f"{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB"
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)
     if report["scored"] != "yes":
-        console.print("not scored: no image was compared with its caption; mismatched pairs are still in")
+        console.print("not scored: no image was compared with its caption; mismatched pairs are still in", soft_wrap=True)
     if "demonstration" in report:
         console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
     console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")
