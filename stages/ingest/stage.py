@@ -6,7 +6,7 @@ Files are found and read by files.py, spellings recognised by columns.py, values
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import xxhash
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, drop
 from stages.ingest.columns import Columns, recognise
+from stages.ingest.files import Header, InputFile, stream
 from stages.ingest.rebatch import MALFORMED, OWN
 from stages.ingest.values import blank_to_null, floats, json_objects, sizes, strings, whole
 
@@ -148,3 +149,15 @@ def _boxes(array: pa.Array) -> pa.StringArray:
         return blank_to_null(strings(array))
     boxes: list[Any] = array.to_pylist()
     return pa.array([json.dumps(each) if each else None for each in boxes], pa.string())
+
+
+def check_columns(files: Sequence[InputFile], columns: str | Mapping[str, str], header: Header, storage_options: Mapping[str, Any]) -> None:
+    """Reads a few rows of the first file, so that a wrong mapping is refused before any work. Raises UserError that names the file."""
+    for file in files[:1]:
+        for raw in stream(file, 0, 100, header=header, storage_options=storage_options):
+            try:
+                recognise(raw.column_names, columns)
+            except UserError as err:
+                if MALFORMED not in raw.column_names or raw[MALFORMED].null_count:
+                    raise UserError(f"{file.url}: {err}") from None
+            break

@@ -17,7 +17,7 @@ from pipeline import frame
 from pipeline.errors import UserError
 from stages.ingest.files import list_files, stream
 from stages.ingest.rebatch import MALFORMED
-from stages.ingest.stage import Ingest
+from stages.ingest.stage import Ingest, check_columns
 
 
 def ingest(columns: dict[str, Any], first: int = 0, mapping: Any = "auto") -> list[dict[str, Any]]:
@@ -166,6 +166,17 @@ def test_rows_do_not_depend_on_their_batch(rows: list[tuple[str | None, str | No
     parts = [Ingest().normalise(table.slice(0, cut), 5), Ingest().normalise(table.slice(cut), 5 + cut)]
     assert pa.concat_tables(parts).equals(whole)
     assert np.array_equal(whole["row"].to_numpy(), np.arange(5, 5 + len(rows)))
+
+
+def test_a_wrong_mapping_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("LINK_2,ALT\nhttp://a.test/1.jpg,one\n", encoding="utf-8")
+    files = list_files(str(path))
+    check_columns(files, {"url": "LINK_2"}, "auto", {})
+    with pytest.raises(UserError, match=r"list\.csv: input\.columns\.url: the table has no column 'LINK' \(the nearest: LINK_2\)"):
+        check_columns(files, {"url": "LINK"}, "auto", {})
+    path.write_text("", encoding="utf-8")
+    check_columns(list_files(str(path)), "auto", "auto", {})
 
 
 def test_the_next_stages_take_the_rows(data_dir: Path) -> None:
