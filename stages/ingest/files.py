@@ -36,6 +36,7 @@ SUFFIXES: Mapping[str, Format] = {
     ".json": "json",
     ".tar": "tar",
 }
+FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "json", "img2dataset")
 COMPRESSED = (".gz", ".zst")
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "mtime", "LastModified", "last_modified", "updated")
 
@@ -110,6 +111,8 @@ def _entry(entry: str, format: str, options: dict[str, Any]) -> list[InputFile]:
         raise UserError(f"input.path: {entry}: {type(err).__name__}: {' '.join(str(err).split())[:300]}") from err
     if not names:
         raise UserError(f"input.path: {entry}: no such file, and no folder or glob with files in it")
+    if format == "img2dataset":
+        names = _with_tars(fs, names)
     chosen = _chosen(names, format, entry, single=names == [path])
     return [InputFile(_address(fs, name), _etag(fs, name), None, kind, tar and _address(fs, tar)) for name, kind, tar in chosen]
 
@@ -118,10 +121,10 @@ def _chosen(names: list[str], format: str, entry: str, single: bool) -> list[tup
     """Which of the files are input, as what, and the tar that belongs to a shard's Parquet."""
     kinds = {name: _kind(name) for name in names}
     tars = {name.removesuffix(".tar"): name for name in names if kinds[name] == "tar"}
+    if format not in FORMATS:
+        raise UserError(f"input.format: {format} is unknown; valid: {', '.join(FORMATS)}")
     if format == "img2dataset" or (format == "auto" and tars):
         return _shard_files(names, kinds, tars, entry)
-    if format not in ("auto", *SUFFIXES.values()):
-        raise UserError(f"input.format: {format} is unknown; valid: auto, {', '.join(dict.fromkeys(SUFFIXES.values()))}")
     if format != "auto":
         fitting = [name for name in names if kinds[name] == format] or [name for name in names if kinds[name] is None or single]
         if not fitting:
@@ -150,6 +153,12 @@ def _shard_files(
     if not out:
         raise UserError(f"input.path: {entry}: no NNNNN.parquet or NNNNN.tar there; is it an img2dataset folder?")
     return sorted(out)
+
+
+def _with_tars(fs: Any, names: list[str]) -> list[str]:
+    """A glob or a single file may name the Parquets alone."""
+    beside = [f"{name.removesuffix('.parquet')}.tar" for name in names if name.endswith(".parquet")]
+    return names + [tar for tar in beside if tar not in set(names) and fs.exists(tar)]
 
 
 def _named(format: str) -> Format:

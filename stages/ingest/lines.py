@@ -210,7 +210,7 @@ def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[s
         return [*given, *(f"column_{i}" for i in range(len(given), width))][: max(width, 2) if isinstance(header, str) else None], False
     if not rows:
         return [], False
-    if not any(_URL.match(cell) for cell in rows[0]):
+    if len(rows[0]) == width and not any(_URL.match(cell) for cell in rows[0]):
         return unique([cell.strip() or f"column_{i}" for i, cell in enumerate(rows[0])], OWN), True
     return _guessed([row for row in rows if len(row) == width], width), False
 

@@ -20,6 +20,8 @@ from stages.ingest.rebatch import MALFORMED, STORED_AT, array_of
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "jp2", "jxl", "heic")
 TEXTS = ("txt", "caption", "cap")
 ROWS = 2048  # rows a table
+# What tarfile raises for headers that make no sense.
+DAMAGED = (tarfile.TarError, ValueError, OverflowError, EOFError)
 MAX_TEXT = 1 << 20  # bytes of a text or JSON member that are read
 
 
@@ -73,7 +75,7 @@ def _pictures(tar: str, _etag: str, options: str) -> dict[str, tuple[int, int]]:
             for member in _members(handle):
                 if member.suffix in PICTURES:
                     found.setdefault(member.key.rpartition("/")[2], (member.offset, member.length))
-        except tarfile.ReadError:
+        except DAMAGED:
             pass  # cut off: the rows of the samples that are missing are fetched by their URL
     return found
 
@@ -94,7 +96,7 @@ def _members(handle: Any) -> Iterator[Member]:
     with tarfile.open(fileobj=handle, mode="r:") as archive:
         while info := archive.next():
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if info.offset_data + info.size > size:
+            if info.size < 0 or info.offset_data + info.size > size:  # a negative size would send tarfile round in circles
                 raise tarfile.ReadError("unexpected end of data")
             folder, slash, base = info.name.rpartition("/")
             stem, dot, suffix = base.partition(".")
@@ -114,7 +116,7 @@ def _samples(tar: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     sample = {}
                 key = member.key
                 _add(sample, member, tar, content)
-        except tarfile.ReadError as err:
+        except DAMAGED as err:
             if key is not None:
                 yield sample
             yield {MALFORMED: f"the tar ends too early, or is damaged: {err}"}

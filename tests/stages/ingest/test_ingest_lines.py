@@ -53,6 +53,12 @@ def test_real_cc3m_rows_lose_none(data_dir: Path) -> None:
     assert not any(row[MALFORMED] for row in rows)
 
 
+def test_a_broken_first_line_is_no_header(tmp_path: Path) -> None:
+    rows = read(put(tmp_path / "list.tsv", "only a caption\n" + "".join(f"caption {i}\thttp://a.test/{i}\n" for i in range(5))))
+    assert [row["url"] for row in rows] == [None, *(f"http://a.test/{i}" for i in range(5))]
+    assert rows[0][MALFORMED] == "1 cells, expected 2: only a caption"
+
+
 def test_hash_file_of_cc12m_names_its_digests(tmp_path: Path) -> None:
     path = put(tmp_path / "hashes.tsv", f"http://a.test/1.jpg\t{'ab' * 32}\t{'cd' * 16}\n")
     assert columns(path) == ["url", "sha256", "md5"]

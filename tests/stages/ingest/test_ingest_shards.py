@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from stages.download import stored
@@ -77,6 +79,11 @@ def test_an_img2dataset_folder(shards: Path) -> None:
             assert (row["claimed_width"], row["claimed_height"]) == (640, 480)
 
 
+def test_a_glob_of_the_tables_finds_their_tars(shards: Path) -> None:
+    assert list_files(f"{shards}/*.parquet", "img2dataset") == list_files(str(shards))
+    assert [file.format for file in list_files(f"{shards}/*.parquet")] == ["parquet", "parquet"]
+
+
 def test_another_tar_is_another_input(shards: Path) -> None:
     before = [file.etag for file in list_files(str(shards))]
     tar(shards / "00000.tar", {"000000000.jpg": b"other"})
@@ -134,3 +141,21 @@ def test_a_parquet_that_knows_no_keys_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["http://a.test/1.jpg"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="has no column `key`"):
         next(stream(list_files(str(tmp_path))[0], 0, 10))
+
+
+def _mutated(data: bytes, changes: list[tuple[int, int]]) -> bytes:
+    out = bytearray(data)
+    for at, value in changes:
+        out[at % len(out)] = value
+    return bytes(out)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damaged_tars_give_rows_and_never_an_exception(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]) -> None:
+    folder = tmp_path_factory.mktemp("tar")
+    path = tar(folder / "data.tar", {"1.jpg": b"x", "1.json": b"{}", "2.jpg": b"y" * 700, "2.txt": b"two"})
+    path.write_bytes(_mutated(path.read_bytes(), changes))
+    for raw in stream(list_files(str(path))[0], 0, 100):
+        rows = Ingest().normalise(raw, 0)
+        assert len(rows) <= 10
