@@ -45,7 +45,7 @@ class PerHost(Strict):
     concurrency: int = Field(8, ge=1, le=1000)
     """Requests under way at once, in the whole run."""
     per_second: float | None = Field(10, gt=0)
-    """Requests in any one second, in the whole run; null: no limit of rate."""
+    """Requests in any one second, in the whole run, a fraction rounded up (0.1: at least ten seconds apart); null: no limit of rate."""
 
 
 class OptOutLists(Strict):

@@ -173,10 +173,10 @@ class Crawl:
 async def _gathered(done: asyncio.Queue[tuple[list[int], _Shared]], live: int) -> list[tuple[list[int], _Shared]]:
     """At least one finished work of the `live` ones; more while they come at once, up to a piece's rows and bytes."""
     piece = [await done.get()]
-    size = _bytes(piece[0][1])
+    size, until = _bytes(piece[0][1]), asyncio.get_running_loop().time() + PIECE_S
     while len(piece) < min(PIECE_ROWS, live) and size < PIECE_BYTES:
         try:
-            async with asyncio.timeout(PIECE_S):
+            async with asyncio.timeout_at(until):
                 piece.append(await done.get())
         except TimeoutError:
             break

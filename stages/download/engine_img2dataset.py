@@ -25,11 +25,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.errors import UserError
-from stages.download.client import MACHINE, classified
+from stages.download.client import MACHINE, REDIRECTS, classified
 from stages.download.fetch import Outcome, Surroundings
 from stages.download.reasons import FetchError, status_reason
 from stages.download.retry import retry_after
-from stages.download.urls import Target, parse
+from stages.download.urls import Target, follow, parse
 
 _DISALLOWED = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's own words
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
@@ -106,7 +106,7 @@ class Requests:
         self.opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPRedirectHandler(),
+            _Redirects(),
             urllib.request.HTTPErrorProcessor(),
             _Http(self._connect),
             _Https(self._connect, trusted),
@@ -171,6 +171,8 @@ class _Answer:
             raise
 
     def _read(self) -> bytes:
+        if (self.answer.length or 0) > self.max_bytes:
+            raise FetchError("too_large", f"Content-Length {self.answer.length} is over max_bytes", self.answer.status)
         out = io.BytesIO()
         while data := self.answer.read1(65536):
             out.write(data)
@@ -181,6 +183,17 @@ class _Answer:
         if self.answer.length:  # bytes that were announced and did not come; read1 alone does not say so
             raise http.client.IncompleteRead(b"", self.answer.length)
         return out.getvalue()
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """urllib's, but for targets that no URL may have; http.client would read a user's name as a host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        try:
+            parse(newurl)
+        except FetchError as err:
+            raise FetchError(err.reason, f"redirect: {err.detail}") from None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Http(urllib.request.HTTPHandler):
@@ -211,6 +224,17 @@ class _Https(urllib.request.HTTPSHandler):
         return made
 
 
+def _unfollowed(err: urllib.error.HTTPError) -> FetchError:
+    """Why urllib did not follow a redirect: it says so in words only, and not for all of them."""
+    if "infinite loop" in str(err.msg):
+        return FetchError("redirect_loop", "urllib gave up following redirects", err.code)
+    try:
+        follow(parse(err.url), err.headers.get("Location"))
+    except FetchError as why:
+        return FetchError(why.reason, why.detail, err.code)
+    return FetchError("bad_redirect", "urllib did not follow the redirect", err.code)
+
+
 def _reason(err: BaseException) -> Exception:
     """urllib's errors as FetchError. The machine's own faults become no row's reason: they stay what they are."""
     inner = err.reason if isinstance(err, urllib.error.URLError) and isinstance(err.reason, BaseException) else err
@@ -218,8 +242,8 @@ def _reason(err: BaseException) -> Exception:
         return inner
     if isinstance(err, urllib.error.HTTPError):
         wait_s = retry_after(err.headers.get("Retry-After"), time.time())
-        if err.code in (301, 302, 303, 307, 308):
-            return FetchError("redirect_loop", "urllib gave up following redirects", err.code)
+        if err.code in REDIRECTS:
+            return _unfollowed(err)
         return FetchError(status_reason(err.code), f"HTTP {err.code}", err.code, wait_s)
     if isinstance(inner, socket.gaierror):
         missing = inner.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))

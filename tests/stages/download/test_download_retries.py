@@ -93,7 +93,7 @@ def test_a_kept_connection_that_was_closed_costs_no_try(server: Server) -> None:
 
 
 def test_a_host_that_refuses_again_and_again_is_no_longer_asked(server: Server) -> None:
-    paths = [f"/status/429/{i}" for i in range(40)]
+    paths = [f"/status/429/{i}" for i in range(20)]
     rows = fetch(server, paths, "full.test", retries=0, per_host={"concurrency": 1, "per_second": None})
     assert {(row["fate"], row["http_status"], row["detail"]) for row in rows} == {("download:http_429", 429, "HTTP 429")}
     assert server.count(host="full.test") == SAME
