@@ -159,8 +159,8 @@ class Images(Stage):
         stored = imageresize.plan(head.width, head.height, config.size, config.mode, config.only_if_bigger)
         self._result_rules(stored)
         decoded = imagedecode.decode(head, stored.scaled if stored.shrinks and config.downscale == "area" else None)
-        self._measure(decoded, (head.width, head.height), facts)
-        plan = imageresize.plan(facts["original_width"], facts["original_height"], config.size, config.mode, config.only_if_bigger)
+        self._measure(decoded, facts)
+        plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         facts["width"], facts["height"] = plan.stored
         facts["format"] = config.format
         untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
@@ -205,8 +205,8 @@ class Images(Stage):
         except (ValueError, RecursionError) as err:
             raise Refused("bad_boxes", str(err)[:200]) from err
 
-    def _measure(self, decoded: Decoded, stored: tuple[int, int], facts: dict[str, Any]) -> None:
-        facts["original_width"], facts["original_height"] = stored[::-1] if decoded.orientation >= 5 else stored
+    def _measure(self, decoded: Decoded, facts: dict[str, Any]) -> None:
+        facts["original_width"], facts["original_height"] = decoded.width, decoded.height
         facts["exif"] = decoded.exif if self.config.exif else None
         facts["exif_orientation"] = decoded.orientation
         grey = phash.luminance(decoded.pixels)

@@ -54,7 +54,8 @@ class Refused(Exception):  # noqa: N818 - it is a verdict
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. Width and height are as stored, in pixels; `image` has not been decoded (None for WebP)."""
+    """What a file says of itself. Width and height are as stored, in pixels (of a TIFF upright: Pillow turns it); `image` has not been
+    decoded (None for WebP)."""
 
     kind: str
     body: bytes
@@ -65,12 +66,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels` (height, width, 3) uint8 sRGB, upright; smaller than the picture after a reduced decode.
+    """`pixels` (height, width, 3) uint8 sRGB, upright; fewer than the picture's `width` x `height` if it was reduced.
 
     `exif` is JSON; `plain`: these pixels are the file's own, one frame, in three channels, without turning, blending or conversion.
     """
 
     pixels: np.ndarray
+    width: int
+    height: int
     orientation: int
     exif: str
     plain: bool
@@ -136,7 +139,12 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
         pixels, same = np.asarray(rgb), rgb is image
     orientation, tags = before or _exif(image)  # of a PNG it may stand behind the pixels
     pixels = turned(_reduced(pixels, factor), 1 if tiff else orientation)
-    return Decoded(pixels, orientation, tags, one_frame and same and orientation == 1)
+    size = (head.width, head.height) if tiff else _upright(head, orientation)
+    return Decoded(pixels, *size, orientation, tags, one_frame and same and orientation == 1)
+
+
+def _upright(head: Header, orientation: int) -> tuple[int, int]:
+    return (head.height, head.width) if orientation >= 5 else (head.width, head.height)
 
 
 def _decode_jpeg(head: Header, image: ImageFile.ImageFile, factor: int) -> Decoded:
@@ -157,7 +165,7 @@ def _decode_jpeg(head: Header, image: ImageFile.ImageFile, factor: int) -> Decod
     profile = image.info.get("icc_profile")
     if profile and (seen := _through_profile(image.mode, pixels, profile)) is not None:
         pixels, plain = seen, False
-    return Decoded(turned(pixels, orientation), orientation, tags, plain)
+    return Decoded(turned(pixels, orientation), *_upright(head, orientation), orientation, tags, plain)
 
 
 def _through_profile(mode: str, pixels: np.ndarray, profile: bytes) -> np.ndarray | None:

@@ -69,7 +69,7 @@ def theirs(size: int, mode: str, only_if_bigger: bool, options: dict[str, Any] =
 
 
 def _sizes_and_crops(bodies: list[bytes]) -> list[str]:
-    """Sizes of the files as they are; and, of the same pixels as PNG, stored as PNG by a filter without a reduction before it, every pixel."""
+    """Sizes of the files as they are; and, of the same pixels as PNG, stored as PNG unreduced, every pixel."""
     lossless = [encode.png(Image.open(io.BytesIO(body)).convert("RGB")) for body in bodies[:: max(1, len(bodies) // 12)]]
     faults = []
     print(f"{'mode':20} {'only_if_bigger':15} {'size':>5} {'sizes equal':>12} {'pixels equal':>13}")
