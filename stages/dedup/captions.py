@@ -22,7 +22,7 @@ from stages.lib.comparable import dense_script, normal_batch, number_hashes, tex
 from stages.lib.components import Labels, components, edge_table, order_table, proven_table
 from stages.lib.mix import mix
 from stages.lib.shingles import Ragged, code_points, shingle_hashes
-from stages.lib.similarity import jaccard
+from stages.lib.similarity import similar
 
 BLOCK = 1 << 16  # texts that are signed at a time: 34 MB of signatures
 KEY_SEED, PAIR_SEED = 1, 2  # different hashes of a caption, so that a chance collision of one is none of the other
@@ -179,7 +179,7 @@ class Dedup(Stage):
         shingled, numbers = self._exact(normal_batch(texts.dictionary))
         ends = texts.indices.to_numpy()
         a, b = ends[: len(pairs)], ends[len(pairs) :]
-        near = (jaccard(shingled, a, b) >= self.config.threshold) & (numbers[a] == numbers[b])
+        near = similar(shingled, a, b, self.config.threshold) & (numbers[a] == numbers[b])
         return proven_table(pairs["a"].to_numpy()[near], pairs["b"].to_numpy()[near])
 
     def _exact(self, texts: pa.StringArray) -> tuple[Ragged, np.ndarray]:

@@ -32,6 +32,8 @@ def components(tables: Iterable[pa.Table], max_size: int) -> Labels:
     root = _roots(a[same], b[same], len(rows))  # identical rows are one from here on
     weight = np.bincount(root, minlength=len(rows))
     a, b = root[a[~same]], root[b[~same]]
+    apart = a != b
+    a, b = a[apart], b[apart]
     whole = _roots(a, b, len(rows))[root]
     size = np.bincount(whole, minlength=len(rows))
     large = size > max_size

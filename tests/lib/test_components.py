@@ -57,6 +57,11 @@ def joined(edges: list[tuple[int, int]], n: int) -> list[int]:
     return root
 
 
+def test_an_edge_between_identical_rows_is_no_reason_to_wait() -> None:
+    edges = [(0, 1, True), (0, 1, False), (1, 2, False), (2, 3, False)]
+    assert components(tables(edges), 2).labels.num_rows == len(plain(edges, 2))
+
+
 EDGE = st.tuples(st.integers(0, 25), st.integers(0, 25), st.sampled_from([False, False, False, True]))
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from stages.lib.comparable import normal
 from stages.lib.hamming import distances, hamming_keys, parse_hashes, piece_masks
 from stages.lib.minhash import BLOCK, EMPTY, band_keys, choose_bands, permutations, recall, signatures
+from stages.lib.mix import mix64
 from stages.lib.shingles import Ragged, code_points, shingle_hash, shingle_hashes, shingles
-from stages.lib.similarity import jaccard
+from stages.lib.similarity import jaccard, similar
 
 
 def theirs(text: str, n: int, num_perm: int, seed: int) -> np.ndarray:
@@ -103,6 +104,21 @@ def test_similarity_is_that_of_sets(sets: list[list[int]]) -> None:
     for (a, b), value in zip(pairs, found, strict=True):
         x, y = set(sets[a]), set(sets[b])
         assert value == (len(x & y) / len(x | y) if x | y else 0)
+
+
+@pytest.mark.parametrize(("count", "size", "least"), [(300, 60, 0.4), (300, 60, 0.7), (40, 4000, 0.5), (300, 3, 1.0)])
+def test_bounds_by_bitmaps_lose_no_pair(count: int, size: int, least: float) -> None:
+    """Sets that grow from one another, so that similarities of all sizes are there; the large ones fill their bitmaps."""
+    random_ = np.random.default_rng(size)
+    sets = [random_.integers(0, 2**40, size)]
+    while len(sets) < count:
+        old = sets[random_.integers(len(sets))]
+        sets.append(np.where(random_.random(len(old)) < random_.choice([0.02, 0.1, 0.3, 1]), random_.integers(0, 2**40, len(old)), old))
+    ragged = Ragged(mix64(np.concatenate(sets)), np.arange(0, count * size + 1, size))
+    a, b = (end.ravel() for end in np.meshgrid(np.arange(count), np.arange(count)))
+    expected = jaccard(ragged, a, b) >= least
+    assert np.array_equal(similar(ragged, a, b, least), expected)
+    assert count < expected.sum() < count * count
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 5), st.integers(1, 4), st.randoms(use_true_random=False))
