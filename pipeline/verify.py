@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
 import tarfile
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ def run(folder: str) -> tuple[dict[str, Any], list[Finding]]:
     manifest = store.read_json("shards/manifest.json")
     home = f"shards/{manifest['key']}"
     found: list[Finding] = []
-    with ProcessPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+    # Spawned: a fork of a process with Ray's or Arrow's threads may hang.
+    with ProcessPoolExecutor(max(1, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
         calls = [pool.submit(check_shard, store, home, shard) for shard in manifest["shards"]]
         for call in calls:
             found += call.result()

@@ -176,6 +176,8 @@ class WriteWork:
     def _rows(self, job: Job) -> pa.Table:
         """The shard's rows with their images, null for the dropped ones."""
         rows = self.store.read_table(job["rows"])
+        if not job["images"]:  # no row at all is kept
+            return rows.append_column("image", pa.nulls(len(rows), pa.large_binary()))
         images = exchange.read(self.store, job["images"], job["bucket"])
         images = images.filter(pa.compute.equal(images["shard"], job["shard"]))
         at = pa.compute.index_in(rows["index"], images["index"])

@@ -6,6 +6,7 @@ rules and their reasons.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -126,6 +127,7 @@ class Images(Stage):
     def open(self) -> None:
         import cv2
 
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata; what matters of it becomes a fate
         cv2.setNumThreads(1)  # a worker is one CPU; the engine runs several
 
     def __call__(self, table: pa.Table) -> pa.Table:

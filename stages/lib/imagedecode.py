@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -116,9 +115,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _open(kind: str, body: bytes) -> ImageFile.ImageFile:
     """The reader itself and not Image.open: that one guesses types, and judges sizes by a limit of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return READERS[kind](io.BytesIO(body))
+    return READERS[kind](io.BytesIO(body))
 
 
 def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
@@ -128,6 +125,8 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
     factor = _factor(head, wanted)
     if head.kind == "jpeg" and image.mode in ("RGB", "L"):
         return _decode_jpeg(head, image, factor)
+    if head.kind == "png" and (damage := imagetype.png_damaged(head.body)):
+        raise Refused("undecodable", damage)
     tiff = head.kind == "tiff"
     before = _exif(image) if tiff else None  # Pillow turns these itself, and forgets the tag
     one_frame = getattr(image, "n_frames", 1) == 1

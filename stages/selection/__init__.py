@@ -56,10 +56,10 @@ class Selection(Stage):
         """
         columns = {field.name: field.type for field in con.sql(f'SELECT * FROM "{view}" LIMIT 0').to_arrow_table().schema}
         self.check(columns)
-        passes = _passes(columns, dedup_on)
+        order = passes(columns, dedup_on)
         wanted = ["row", "fate", "detail", "uid", *(name for rule in self.rules for name in _columns_of(rule, columns))]
         wanted += [name for name in ("similarity", *AREA) if name in columns]
-        wanted += [name for keys, _ in passes for name in keys]
+        wanted += [name for keys, _ in order for name in keys]
         listed = ", ".join(f'"{name}"' for name in dict.fromkeys(wanted))
         _replace(con, f'SELECT {listed} FROM "{view}"')
         for keeps, group in itertools.groupby(self.rules, key=lambda rule: rule.keep is not None):
@@ -68,7 +68,7 @@ class Selection(Stage):
                 continue
             for rule in group:
                 _choose(con, rule, seed)
-        for keys, reason in passes:
+        for keys, reason in order:
             _one_of_each(con, keys, reason, columns)
         _place(con, seed, shards)
         con.execute("DROP TABLE choice")
@@ -84,7 +84,7 @@ def _columns_of(rule: Rule, columns: Mapping[str, pa.DataType]) -> list[str]:
     return []
 
 
-def _passes(columns: Mapping[str, Any], dedup_on: str | None) -> list[tuple[list[str], str]]:
+def passes(columns: Mapping[str, Any], dedup_on: str | None) -> list[tuple[list[str], str]]:
     """The columns of which a combination may stand once among the kept rows, with the reason for the others, in order."""
     evidence = [name for name in IMAGE_EVIDENCE if name in columns]
     images = [(["image_cluster"], "near_duplicate_image")] if "image_cluster" in columns else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,17 @@ class Made:
     def requests(self) -> int:
         return self.server.count()
 
+    @contextlib.contextmanager
+    def healed(self, status: int) -> Iterator[None]:
+        """While the block runs, the server has the pictures that it refused with this status."""
+        gone = {f"/status/{status}/{n}": self.server.files[f"/pictures/{n}.jpg"] for n in range(ROWS)}
+        self.server.files.update(gone)
+        try:
+            yield
+        finally:
+            for path in gone:
+                del self.server.files[path]
+
 
 def fill(server: Server, folder: Path) -> None:
     """160 rows: plain ones, and of each kind of loss a few."""
@@ -61,7 +73,7 @@ def fill(server: Server, folder: Path) -> None:
         elif n % 20 == 13:
             server.files[path] = server.files[f"/pictures/{n - 1}.jpg"]
         elif n % 20 == 15:
-            path = f"/busy/1/{n}"
+            path = f"/status/503/{n}"
         urls.append(server.url(path, f"host{n % 8}.test"))
         captions.append(text)
     write_list(folder / "lists" / "list-0.parquet", urls, captions)

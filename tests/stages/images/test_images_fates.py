@@ -52,6 +52,15 @@ def test_damaged_inside(scene: Image.Image, images: Run) -> None:
         assert row["detail"]
 
 
+def test_wrong_checksum_of_png_pixels(images: Run) -> None:
+    """Damage that zlib does not notice: stored, not compressed, data."""
+    body = bytearray(saved(Image.new("RGB", (40, 40)), "PNG", compress_level=0))
+    body[2000] ^= 0xFF
+    (row,) = images(bytes(body))
+    assert row["fate"] == "images:undecodable"
+    assert row["detail"].startswith("the checksum of the pixels")
+
+
 def test_details_hold_no_addresses(scene: Image.Image, images: Run) -> None:
     for row in images(*(encode.cut(make(scene), 0.2) for make in SOUND.values()), *SIGNATURES):
         assert row["fate"] != "kept"
