@@ -58,12 +58,12 @@ def test_shares() -> None:
 
 def test_languages_of_real_captions(by_language: dict[str, list[str]]) -> None:
     """Shares of captions that keep their language, in each of fifteen; Indonesian is often called Malay."""
-    least = {"id": 0.8, "cs": 0.93, "zh": 0.97, "es": 0.95, "en": 0.97, "de": 0.97, "fr": 0.96}
+    least = {"id": 0.8}
     shares = {}
     for language, texts in by_language.items():
         got = fates(list(texts[:400]), languages=[language], min_chars=1)
         shares[language] = got.count("kept") / len(got)
-    assert {language: share for language, share in shares.items() if share < least.get(language, 0.98)} == {}
+    assert {language: share for language, share in shares.items() if share < least.get(language, 0.97)} == {}
 
 
 def test_other_languages_are_not_taken_for_english(by_language: dict[str, list[str]]) -> None:
