@@ -32,7 +32,7 @@ class Options(Strict):
     """Bits of the perceptual hash that may differ. 0: equal hashes; 4: careful; 8 to 10 join different images too."""
     pieces: int | None = Field(None, ge=1, le=24)
     """Pieces of the hash, more than max_distance. More make more but rarer keys: C(pieces, max_distance). Null: max_distance + 2,
-    15 keys of 21 bits at 4; from 50 million images on take 7, 35 keys of 27 bits."""
+    15 keys of 21 bits at 4; from 10 million images on take 7, 35 keys of 27 bits."""
     max_bucket: int = Field(1000, ge=2)
     """Of more different hashes under one key, each is compared with the smallest row's alone. Counted as `hot_keys`."""
     max_component: int = Field(1000, ge=2)
