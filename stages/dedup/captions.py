@@ -35,7 +35,7 @@ class Options(Strict):
     """What makes two rows one for selection: the `caption` cluster; `both`, the captions and the image (phash, sha256 or URL)
     too; `image`, the image alone. Nothing here depends on it."""
     threshold: float = Field(0.7, gt=0, le=1)
-    """Least Jaccard similarity of two captions' shingles. One changed word in 60 characters gives about 0.8."""
+    """Least Jaccard similarity of two captions' shingles. One changed word in 60 characters gives about 0.75."""
     max_per_caption: int | None = Field(10, ge=1)
     """At most this many rows with the very same normal form of the caption go on, as in COYO; null: all."""
     same_numbers: bool = True
