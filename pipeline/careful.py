@@ -24,6 +24,7 @@ from pipeline.errors import ContractError
 from pipeline.stage import Expanded, Stage
 
 NO_MEMORY = 77  # exit code of a child whose allocation failed
+FAULT = 78  # exit code of a child that no row is to blame for; its words lie in `fault`
 SLACK = 512 << 20  # bytes of private memory that a child has besides what its stages may use
 
 
@@ -39,7 +40,7 @@ def expand(stages: Sequence[Stage], last: Stage | None, table: pa.Table, dumps: 
     """The same with an expand stage at the end; without one `children` is a table of no rows."""
     with tempfile.TemporaryDirectory(prefix="shardmill-careful-") as name:
         folder = Path(name)
-        (folder / "stages").write_bytes(dumps((list(stages), last)))
+        (folder / "stages").write_bytes(dumps((list(map(_unopened, stages)), last and _unopened(last))))
         finished: list[Expanded] = []
         while len(finished) < len(table):
             _write(folder / "rows.arrow", table[len(finished) :])
@@ -47,11 +48,18 @@ def expand(stages: Sequence[Stage], last: Stage | None, table: pa.Table, dumps: 
             finished += _read(folder)
             if code == 0:
                 break
+            if code == FAULT:
+                raise ContractError((folder / "fault").read_text())
             row = table[len(finished) : len(finished) + 1]
             finished.append(_guilty(stages, last, row, (folder / "named").read_text(), code))
     if not finished:
         return _apply(stages, last, table)
     return Expanded(pa.concat_tables([done.rows for done in finished]), pa.concat_tables([done.children for done in finished]))
+
+
+def _unopened(stage: Stage) -> Stage:
+    """The stage without what `open` loaded, which may not be picklable (a model, a thread)."""
+    return type(stage)(stage.config)
 
 
 def _apply(stages: Sequence[Stage], last: Stage | None, table: pa.Table) -> Expanded:
@@ -140,4 +148,9 @@ def _one(stages: list[Stage], last: Stage | None, row: pa.Table, named: Path) ->
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    home = Path(sys.argv[1])
+    try:
+        main(home)
+    except Exception as err:  # noqa: BLE001 (the parent raises it)
+        (home / "fault").write_text(frame.error_text(err))
+        os._exit(FAULT)

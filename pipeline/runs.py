@@ -90,12 +90,15 @@ def find(config: str | Path) -> Path:
 
 
 def reopen(folder: str) -> Known:
-    """A run as its run.json describes it. Raises UserError where no run lies."""
+    """A run as its run.json describes it, wherever it lies now. Raises UserError where no run lies."""
     store = Store(folder)
     if not store.exists("run.json"):
         raise UserError(f"{folder}: no run here (run.json is missing); give the folder of a run, as runs/laion_subset")
     written = store.read_json("run.json")
-    this = open_run(validate(RunConfig, written["config"], f"{folder}/run.json"), written["where"])
+    config = validate(RunConfig, written["config"], f"{folder}/run.json")
+    root, _, name = folder.rstrip("/").rpartition("/")
+    here = config.run.model_copy(update={"root": root or ".", "name": name})
+    this = open_run(config.model_copy(update={"run": here}), written["where"])
     return Known(this, [rows.InputRef(**file) for file in written["files"]])
 
 
@@ -115,6 +118,7 @@ def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) ->
     this, engine, con = session.run, session.engine, session.con
     began = time.monotonic()
     files = rows.list_input(this)
+    rows.check_columns(this, files)
     session.phase("rows", lambda: rows.run_phase(this, engine, files))
     known = Known(this, files)
     write_run_json(known)

@@ -169,15 +169,19 @@ def _failed(job: Job, err: Exception) -> Done:
     return {"id": job["id"], "failed": text, "kind": kind, "trace": traceback.format_exc() if kind == "bug" else ""}
 
 
+_board: list[Any] = []  # where this process beats: Ray hands a worker process from one run to the next
+
+
 def _start_beating(board: Any) -> None:
-    """A daemon thread, one a process, that tells the board once a second what this process does."""
+    """A daemon thread, one a process, that tells the current run's board once a second what this process does."""
+    _board[:] = [board]
     if any(thread.name == "shardmill-heart" for thread in threading.enumerate()):
         return
     worker = f"{os.uname().nodename}-{os.getpid()}"
 
     def beat() -> None:
         while True:
-            board.beat.remote(worker, HEART.snapshot())
+            _board[0].beat.remote(worker, HEART.snapshot())
             time.sleep(BEAT_S)
 
     threading.Thread(target=beat, name="shardmill-heart", daemon=True).start()

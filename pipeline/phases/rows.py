@@ -43,6 +43,14 @@ def list_input(run: Run) -> list[Any]:
     return files
 
 
+def check_columns(run: Run, files: list[Any]) -> None:
+    """Raises UserError where the input's columns do not say what url and caption are."""
+    from stages.ingest.stage import check_columns
+
+    given = run.config.input
+    check_columns(files, given.columns, given.header, given.storage_options)
+
+
 def made_of(run: Run, file: Any) -> dict[str, Any]:
     """What the key of one input file's rows is made of."""
     given = run.config.input

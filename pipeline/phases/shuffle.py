@@ -22,7 +22,7 @@ from pipeline.stage import KEPT, Resources
 from pipeline.storage import Store
 from pipeline.workers import Done, Job
 
-GROUP_ROWS = 1_000_000  # rows that one worker signs, and so one file of the exchange
+GROUP_ROWS = 500_000  # rows that one worker signs, and so one file of the exchange: about 850 bytes a caption
 BUCKET_ENTRIES = 4_000_000  # entries of a bucket: about 150 MB while it is sorted
 VERIFY_PAIRS = 500_000
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 
 from pipeline import careful
+from pipeline.errors import ContractError
 from pipeline.frame import framed
 from tests.support.hostile import Hostile, Sentences
 
@@ -31,6 +33,7 @@ def test_dead_rows_pass_untouched_and_no_rows_are_no_rows() -> None:
 
 def test_an_expand_stage_may_die_too() -> None:
     table = framed(pa.table({"caption": ["one. two.", "abort-now. three", ".", "four"]}))
+    table = table.append_column("source_caption", table["caption"])
     rows, children = careful.expand([Hostile()], Sentences(), table)
     assert rows["fate"].to_pylist() == ["kept", "hostile:crashed", "sentences:no_text", "kept"]
     assert children.to_pylist() == [
@@ -38,3 +41,9 @@ def test_an_expand_stage_may_die_too() -> None:
         {"parent": 0, "source_caption": "two"},
         {"parent": 3, "source_caption": "four"},
     ]
+
+
+def test_a_fault_of_the_program_is_no_rows_fate() -> None:
+    table = framed(pa.table({"caption": ["one", "two"]}))
+    with pytest.raises(ContractError, match=r"sentences reads source_caption, which the table lacks"):
+        careful.expand([], Sentences(), table)

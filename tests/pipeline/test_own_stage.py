@@ -89,7 +89,7 @@ def test_one_row_becomes_several_and_both_levels_balance(tmp_path: Path, ray_ses
         for n in range(30):
             server.files[f"/pictures/{n}.jpg"] = picture(n)
         listed = write_list(tmp_path / "list.parquet", [server.url(f"/pictures/{n}.jpg") for n in range(30)], texts)
-        given = {"ingest": {}, SENTENCES: {}, **stages(server, {}, "")}
+        given = stages(server, {SENTENCES: {}}, "ingest")
         config = write_config(tmp_path / "test.yaml", server, listed, stages=given, run__part_rows=8)
         result = run(config, show=Quiet())
         requests = server.count()

@@ -47,12 +47,12 @@ class Sentences(Stage):
     name = "sentences"
     version = 1
     shape = "expand"
-    reads = {"caption": Column(pa.string(), "the caption")}
+    reads = {"source_caption": Column(pa.string(), "the caption as the input has it")}
     adds = {"source_caption": Column(pa.string(), "one sentence of the parent's caption")}
     reasons = {"no_text": "the caption has no sentence"}
 
     def __call__(self, table: pa.Table) -> Expanded:
-        pieces = [[s.strip() for s in caption.split(".") if s.strip()] for caption in table["caption"].to_pylist()]
+        pieces = [[s.strip() for s in caption.split(".") if s.strip()] for caption in table["source_caption"].to_pylist()]
         rows = drop(table, pa.array([not p for p in pieces]), "sentences:no_text")
         parents = [row for row, found in zip(table["row"].to_pylist(), pieces, strict=True) for _ in found]
         texts = [text for found in pieces for text in found]
