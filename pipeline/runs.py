@@ -79,7 +79,7 @@ def told(config: RunConfig, where: str, show: Quiet | None = None, again: list[s
     if show is None:
         from pipeline import report
 
-        report.show(result.folder)
+        report.print_summary(result.report, f"{result.folder}/report/report.json")
     return result
 
 

@@ -65,24 +65,43 @@ class Store:
         """The path with its protocol, as DuckDB and people want it."""
         return self.full(path) if self.local else str(self.fs.unstrip_protocol(self.full(path)))
 
+    @contextmanager
+    def _answered(self, path: str) -> Iterator[None]:
+        """Turns a client library's own errors (no credentials, no endpoint, too many requests) into a TransientError.
+
+        OSErrors pass: a missing file means something to the caller.
+        """
+        try:
+            yield
+        except (OSError, TransientError):
+            raise
+        except Exception as err:
+            raise TransientError(
+                f"{self.url}: the storage refuses {path or 'its root'}: {type(err).__name__}: {' '.join(str(err).split())}; check its endpoint "
+                "and credentials (run.storage_options, or the environment), then repeat the command"
+            ) from err
+
     def exists(self, path: str) -> bool:
         if self.local:
             return Path(self.full(path)).exists()
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.full(path)))
+        with self._answered(path):
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.full(path)))
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Sorted names of the files in a folder; hidden ones (temporary files) are left out; [] if there is no such folder."""
-        self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self.full(folder), detail=False)
+            with self._answered(folder):
+                self.fs.invalidate_cache()
+                found = self.fs.ls(self.full(folder), detail=False)
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rpartition("/")[2] for path in found)
         return sorted(name for name in names if name and not name.startswith(".") and name.endswith(suffix))
 
     def read(self, path: str) -> bytes:
-        return bytes(self.fs.cat_file(self.full(path)))
+        with self._answered(path):
+            return bytes(self.fs.cat_file(self.full(path)))
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read(path))
@@ -95,7 +114,8 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """Writes a whole file atomically. Raises TransientError when the disk is full."""
         if not self.local:
-            self.fs.pipe_file(self.full(path), data)
+            with self._answered(path):
+                self.fs.pipe_file(self.full(path), data)
             return
         with self.atomic(path) as target:
             target.write_bytes(data)
@@ -125,7 +145,8 @@ class Store:
 
     def _commit(self, target: Path, path: str) -> None:
         if not self.local:
-            self.fs.put_file(str(target), self.full(path))
+            with self._answered(path):
+                self.fs.put_file(str(target), self.full(path))
             return
         with target.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -142,7 +163,8 @@ class Store:
             with self.atomic(path) as target:
                 local.replace(target) if _same_device(local, target.parent) else target.write_bytes(local.read_bytes())
         else:
-            self.fs.put_file(str(local), self.full(path))
+            with self._answered(path):
+                self.fs.put_file(str(local), self.full(path))
             local.unlink()
 
     def copy(self, source: str, path: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +15,7 @@ def s3_server(bucket: str) -> Iterator[dict[str, Any]]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -24,3 +27,11 @@ def s3_server(bucket: str) -> Iterator[dict[str, Any]]:
         yield options
     finally:
         server.stop()
+
+
+def fetch(options: dict[str, Any], url: str, folder: Path) -> Path:
+    """Copies a folder of the bucket to this machine."""
+    import s3fs
+
+    s3fs.S3FileSystem(**options).get(url.removeprefix("s3://").rstrip("/") + "/", f"{folder}/", recursive=True)
+    return folder
