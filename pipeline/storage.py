@@ -76,9 +76,10 @@ class Store:
         except (OSError, TransientError):
             raise
         except Exception as err:
+            text = " ".join(str(err).split())
             raise TransientError(
-                f"{self.url}: the storage refuses {path or 'its root'}: {type(err).__name__}: {' '.join(str(err).split())}; check its endpoint "
-                "and credentials (run.storage_options, or the environment), then repeat the command"
+                f"{self.url}: the storage refuses {path or 'its root'}: {type(err).__name__}: {text}; check its endpoint and "
+                "credentials (run.storage_options, or the environment), then repeat the command"
             ) from err
 
     def exists(self, path: str) -> bool:
