@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline import views
 from pipeline.errors import UserError
 from pipeline.known import Known
 from pipeline.ledger import Balance
@@ -26,6 +29,8 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
         "shards": {"count": len(manifest["shards"]), "samples": manifest["samples"], "bytes": sum(s["bytes"] for s in manifest["shards"])},
         "histograms": _histograms(known, con),
         "bytes": _bytes(con),
+        "near_duplicates": _near_duplicates(known),
+        "stages": _stages(run.store, con),
         "session": _session(phases),
     }
     run.store.write_json("report/report.json", report)
@@ -38,19 +43,26 @@ def _level(found: Balance) -> dict[str, Any]:
 
 
 def _session(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What this session worked: seconds a phase; rows, worker seconds and rows a worker second for each stage in it."""
-    out = []
-    for phase in phases:
-        stages: dict[str, dict[str, float]] = {}
-        for done in phase["done"]:
-            for stage, timing in done.get("timings", {}).items():
-                total = stages.setdefault(stage, {"rows": 0, "seconds": 0.0, "cpu_seconds": 0.0})
-                for name in total:
-                    total[name] = round(total[name] + timing[name], 4)
-        for total in stages.values():
-            total["rows_per_second"] = round(total["rows"] / max(total["seconds"], 1e-9), 1)
-        out.append({"phase": phase["phase"], "jobs": phase["jobs"], "seconds": phase["seconds"], "stages": stages})
-    return out
+    """What this session did: wall seconds and jobs of each phase."""
+    return [{name: phase[name] for name in ("phase", "jobs", "seconds")} for phase in phases]
+
+
+def _stages(store: Store, con: Any) -> dict[str, dict[str, float]]:
+    """What each stage took in all sessions of the run together: rows, worker seconds (wall and CPU), rows a worker second."""
+    paths = [f"metrics/{name}" for name in store.names("metrics", ".parquet")]
+    columns = [("stage", pa.string()), ("rows", pa.int64()), ("seconds", pa.float64()), ("cpu_seconds", pa.float64())]
+    views.files(con, "metrics", store, paths, pa.schema(columns))
+    sql = "SELECT stage, sum(rows), round(sum(seconds), 3), round(sum(cpu_seconds), 3) FROM metrics GROUP BY stage ORDER BY stage"
+    return {
+        stage: {"rows": int(rows), "seconds": seconds, "cpu_seconds": cpu, "rows_per_second": round(rows / max(seconds, 1e-9), 1)}
+        for stage, rows, seconds, cpu in con.execute(sql).fetchall()
+    }
+
+
+def _near_duplicates(known: Known) -> dict[str, dict[str, int]]:
+    """Of each dedup phase: clusters, clustered rows, pairs that were cut, and what else its stage counted."""
+    phases = [name for name in ("dedup", "image_dedup") if name in known.keys]
+    return {name: known.run.store.read_json(f"{known.folder(name)}/done.json")["counts"] for name in phases}
 
 
 def _histograms(known: Known, con: Any) -> dict[str, Any]:
@@ -112,6 +124,8 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)
     if report["scored"] != "yes":
         console.print("not scored: no image was compared with its caption; mismatched pairs are still in", soft_wrap=True)
+    rates = [f"{stage} {took['rows_per_second']:,.0f}/s" for stage, took in report["stages"].items() if took["rows"]]
+    console.print(f"rows a worker second: {' · '.join(rates)}", soft_wrap=True)
     if "demonstration" in report:
         console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
     console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")

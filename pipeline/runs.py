@@ -109,10 +109,11 @@ def run_config(config: RunConfig, where: str = "config", show: Quiet | None = No
         this = open_run(reachable, where, config)
         check_ready(this)
         with locked(this), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
-            return _phases(Session(this, engine, con, show), facts, again)
+            return phases(Session(this, engine, con, show), facts, again)
 
 
-def _phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> Result:
+def phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> Result:
+    """All phases in order, what is committed left out, then the report. `facts`: what the report shall say besides."""
     from pipeline import report
 
     this, engine, con = session.run, session.engine, session.con

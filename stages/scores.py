@@ -112,19 +112,16 @@ class Scores(Stage):
         self._threads.shutdown()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        n = len(table)
-        captions = table["caption"].fill_null("").to_pylist()
+        made = [self._scored(table[at : at + self.config.batch]) for at in range(0, len(table), self.config.batch)]
+        return pa.concat_tables(made)
+
+    def _scored(self, table: pa.Table) -> pa.Table:
+        """One batch; what cannot be decoded is left out of the model's batch."""
         pixels, faults = self._decoded(table["image"])
-        good = np.flatnonzero([fault is None for fault in faults])
-        images, texts = [], []
-        for start in range(0, len(good), self.config.batch):
-            at = good[start : start + self.config.batch]
-            image, text = self._embed([pixels[i] for i in at], [captions[i] for i in at])
-            images.append(image)
-            texts.append(text)
-        width = images[0].shape[1] if images else 0
-        image, text = (np.concatenate(found) if found else np.zeros((0, width), np.float32) for found in (images, texts))
-        index = np.full(n, -1)
+        good = [at for at, fault in enumerate(faults) if fault is None]
+        captions = table["caption"].fill_null("").to_pylist()
+        image, text = self._embed([pixels[at] for at in good], [captions[at] for at in good])
+        index = np.full(len(table), -1)
         index[good] = np.arange(len(good))
         where = pa.array(index, mask=index < 0)
         table = table.append_column("similarity", pa.array(np.einsum("ij,ij->i", image, text), pa.float32()).take(where))
@@ -153,6 +150,8 @@ class Scores(Stage):
         """Both embeddings, normalised, float32, shape (n, width)."""
         import torch
 
+        if not pixels:
+            return np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
         with torch.inference_mode():
             stacked = torch.stack(pixels).to(self._device, self._dtype, non_blocking=True)
             if self._device.type == "cuda":

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline import frame, views
 from pipeline.engine import Engine
-from pipeline.heart import HEART, Timing, as_dict
+from pipeline.heart import HEART, Mark, Timing, as_dict
 from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
 from pipeline.parts import addition_name, addition_of
@@ -28,7 +28,7 @@ from pipeline.storage import Store
 from pipeline.workers import Done, Job
 
 RETRIES = "retry-"  # names of the notes of retries in a pool
-BATCH = 64  # finished downloads that go to an image thread together
+SCORED = 2048  # pairs that go through the stages after the images at once; fixed places, see design 4 "same bytes"
 
 
 def pool_made_of(run: Run) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None
     if run.layout.scores:
         scores = stages_of(run.layout.scores)
         works.append(ScoreWork(run.store, scores, run.config.run.max_error_share))
-        sizes.append(max(stage.resources.concurrency or 1 for stage in scores))
+        asked = [stage.resources.concurrency for stage in scores if stage.resources.concurrency]
+        sizes.append(max(asked, default=pool_size))
     return engine.stream(works, jobs, sizes)
 
 
@@ -182,21 +183,22 @@ class FetchWork:
         loop = asyncio.get_running_loop()
         todo = await loop.run_in_executor(self.executor, self.store.read_table, job["pool"]["todo"])
         timings: dict[str, Timing] = {}
-        with HEART.at(job["id"], self.stages[0].name, len(todo), timings):
-            made = await self._all(job["id"], frame.framed(todo), careful, timings)
+        with HEART.at(job["id"], self.stages[0].name, len(todo), timings, own_thread=False) as mark:
+            made = await self._all(mark, frame.framed(todo), careful, timings)
         made = made.take(pa.array(np.argsort(made["row"].to_numpy(), kind="stable")))
         check_errors(made, self.max_error_share, job["id"])
         out = stored(made, self.stages).drop_columns(["row"])
         await loop.run_in_executor(self.executor, self.store.write_table, job["pool"]["out"], out)
         return {"rows": len(todo), "kept": frame.kept(made), "timings": as_dict(timings)}
 
-    async def _all(self, part: str, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
+    async def _all(self, mark: Mark, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
         """All rows through download and, in threads, the later stages; at most two batches a thread wait."""
         loop, room = asyncio.get_running_loop(), asyncio.Semaphore(2 * self.threads)
         waiting: list[asyncio.Future[pa.Table]] = []
         async for batch in frame.apply_stream(self.stages[0], todo):
             await room.acquire()
-            future = loop.run_in_executor(self.executor, self._rest, batch, part, careful, timings)
+            mark.goes_on()
+            future = loop.run_in_executor(self.executor, self._rest, batch, mark.part, careful, timings)
             future.add_done_callback(lambda _: room.release())
             waiting.append(future)
         return pa.concat_tables(await asyncio.gather(*waiting))
@@ -235,7 +237,9 @@ class ScoreWork:
         own = job["pool"]["out"] if job["pool"] else ""
         table = self._with_images(todo, own)
         timings: dict[str, Timing] = {}
-        made = run_stages(self.stages, frame.framed(table), job["id"], careful, timings)
+        table = frame.framed(table)
+        cuts = range(0, max(1, len(table)), SCORED)
+        made = pa.concat_tables([run_stages(self.stages, table[at : at + SCORED], job["id"], careful, timings) for at in cuts])
         names = stored_schema(self.stages, "pair_id", "fetch_id").names
         check_errors(made, self.max_error_share, job["id"])
         self.store.write_table(job["scores"]["out"], made.select(names))

@@ -39,8 +39,10 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
     groups = list(_groups(sources))
     total = sum(rows for _, _, rows in sources)
     buckets = max(1, min(1024, -(-total * stage.entries_per_row // BUCKET_ENTRIES)))
-    keyed: list[Job] = [{"id": f"{steps}/keyed-{i:05d}", "buckets": buckets, "parts": group} for i, group in enumerate(groups)]
-    keyed = [{**job, "out": f"{job['id']}.arrow"} for job in keyed]
+    keyed: list[Job] = []
+    for number, (rows, group) in enumerate(groups):
+        stem = f"{steps}/keyed-{number:05d}"
+        keyed.append({"id": stem, "out": f"{stem}.arrow", "buckets": buckets, "parts": group, "rows": rows})
     results = _missing(engine, store, ShuffleWork(store, stage, "key"), keyed)
     paths = [job["out"] for job in keyed]
     pairs: list[Job] = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets)]
@@ -63,17 +65,18 @@ def _missing(engine: Engine, store: Store, work: Any, jobs: list[Job]) -> list[D
     return engine.tasks(work, [job for job in jobs if not store.exists(job["out"])])
 
 
-def _groups(sources: list[Source]) -> Iterator[list[tuple[str, int]]]:
+def _groups(sources: list[Source]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    """(rows, [(path, what to add to its row numbers)]) of neighbouring tables that one worker takes."""
     held: list[tuple[str, int]] = []
     rows = 0
     for path, base, count in sources:
         held.append((path, base))
         rows += count
         if rows >= GROUP_ROWS:
-            yield held
+            yield rows, held
             held, rows = [], 0
     if held:
-        yield held
+        yield rows, held
 
 
 def _join_texts(con: Any, store: Store, stage: Any, steps: str, pairs: list[str]) -> Iterator[Job]:

@@ -100,6 +100,7 @@ class Config(Strict):
     min_bytes: Size = Field(1, ge=1)
     """Smallest body in bytes."""
     max_redirects: int = Field(5, ge=0, le=20)
+    """Redirects that are followed for one URL."""
 
     user_agent_token: str = Field("shardmill", pattern=r"^[a-z_-]+$")
     """The name under which X-Robots-Tag and robots.txt may speak of this crawler."""
@@ -110,6 +111,7 @@ class Config(Strict):
     robots_txt: bool = False
     """Ask for each site's robots.txt first and honour it (RFC 9309)."""
     optout: OptOutLists = OptOutLists()
+    """Lists of URLs, hosts and hashes of content that must not be used."""
 
     allow_networks: Annotated[list[str], _checked(allowed_network)] = keyless([])
     """Networks that may be reached although they are not public: 127.0.0.1/32, 10.1.0.0/16:8080, [::1/128]:8080."""

@@ -136,7 +136,8 @@ def test_a_missing_picture_is_named() -> None:
 
 
 def test_hosts_are_many_and_of_reserved_names(truth: list[dict[str, Any]]) -> None:
-    hosts = Counter(pages.address(row["url"]).partition("/")[0] for row in truth if (row["url"] or "").startswith("http"))
+    sound = [row["url"] for row in truth if row["truth"] != "bad_url" and row["url"].startswith("http")]
+    hosts = Counter(pages.address(url).partition("/")[0] for url in sound)
     made_up = [host for host in hosts if host.endswith((".example", ".test"))]
     assert len(made_up) > 80
     assert max(hosts[host] for host in made_up) <= 12
