@@ -39,7 +39,7 @@ def read(store: Store, paths: list[str], bucket: int) -> pa.Table:
 
 def _batches(store: Store, paths: list[str], bucket: int) -> Iterator[pa.RecordBatch]:
     for path in paths:
-        with store.open(path) as handle:
+        with store.ranges(path) as handle:
             yield pa.ipc.open_file(handle).get_batch(bucket)
 
 

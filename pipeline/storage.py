@@ -7,12 +7,14 @@ renamed; on object stores a whole-object PUT does the same. Readers ignore hidde
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,6 +114,18 @@ class Store:
         handle: BinaryIO = self.fs.open(self.full(path), "rb")
         return handle
 
+    def ranges(self, path: str) -> BinaryIO:
+        """A reader that fetches exactly the bytes that it is asked for: for Parquet and Arrow files, whose readers know what they want.
+
+        An object store's own reader fetches 50 MB ahead of each of them.
+        """
+        return self.open(path) if self.local else self.committed.open(self.full(path))
+
+    @cached_property
+    def committed(self) -> Committed:
+        """The run's committed files for DuckDB: their sizes are asked for once."""
+        return Committed(self.fs)
+
     def write(self, path: str, data: bytes) -> None:
         """Writes a whole file atomically. Raises TransientError when the disk is full."""
         if not self.local:
@@ -184,12 +198,17 @@ class Store:
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Reads a Parquet file whole; only the bytes of `columns` are fetched."""
+        with self._answered(path), self.ranges(path) as handle:
+            return pq.ParquetFile(handle, pre_buffer=not self.local).read(columns=columns)
+
+    def columns(self, path: str) -> list[str]:
+        """Column names of a Parquet file, from its footer."""
         with self.open(path) as handle:
-            return pq.ParquetFile(handle).read(columns=columns)
+            return list(pq.ParquetFile(handle).schema_arrow.names)
 
     def rows(self, path: str) -> int:
         """Row count of a Parquet file, from its footer."""
-        with self.open(path) as handle:
+        with self._answered(path), self.ranges(path) as handle:
             return int(pq.ParquetFile(handle).metadata.num_rows)
 
     def remove(self, path: str) -> None:
@@ -206,6 +225,66 @@ class Store:
         for path in left:
             path.unlink()
         return [str(path.relative_to(root)) for path in left]
+
+
+class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """An object store's files as DuckDB may read them: whole and never changed, so that each one's size is asked for once.
+
+    DuckDB asks for a file's existence, size and age anew for every query and every mention of a view: 4,000 requests for a run
+    of 6 parts without this. Reads are ranged GETs of exactly the wanted bytes.
+    """
+
+    cachable = False
+
+    def __init__(self, fs: Any) -> None:
+        super().__init__()
+        self.fs, self.protocol = fs, fs.protocol
+        self.known: dict[str, Any] = {}
+
+    def info(self, path: str, **_: Any) -> Any:
+        path = self.fs._strip_protocol(path)
+        if path not in self.known:
+            self.known[path] = self.fs.info(path)
+        return self.known[path]
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The path itself; our own names hold no wildcards."""
+        return [path]
+
+    def modified(self, _path: str) -> datetime:
+        return datetime.fromtimestamp(0, UTC)
+
+    def open(self, path: str, _mode: str = "rb", **_: Any) -> Any:
+        return io.BufferedReader(_Ranges(self.fs, self.fs._strip_protocol(path), int(self.info(path)["size"])))
+
+
+class _Ranges(io.RawIOBase):
+    """A seekable file whose every read is one ranged request."""
+
+    def __init__(self, fs: Any, path: str, size: int) -> None:
+        self.fs, self.path, self.size, self.at = fs, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.at + len(buffer), self.size)
+        if end <= self.at:
+            return 0
+        data = self.fs.cat_file(self.path, start=self.at, end=end)
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
 
 
 def _same_device(a: Path, b: Path) -> bool:

@@ -31,7 +31,8 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
     con = duckdb.connect(config={"memory_limit": memory, "temp_directory": spill, "preserve_insertion_order": False})
     try:
         if not store.local:
-            con.register_filesystem(store.fs)
+            con.register_filesystem(store.committed)
+            con.execute("SET parquet_metadata_cache = true")
         yield con
     finally:
         con.close()
