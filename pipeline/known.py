@@ -94,6 +94,13 @@ class Known:
         """Whether a phase that is committed as a whole (dedup, image_dedup, selection, shards) is there."""
         return self.run.store.exists(f"{self.folder(phase)}/done.json")
 
+    @property
+    def published(self) -> bool:
+        """Whether the shards of the current KEY are whole and the manifest names them: then nothing is left to do."""
+        store = self.run.store
+        manifest = store.read_json("shards/manifest.json") if store.exists("shards/manifest.json") else {}
+        return self.done("shards") and manifest.get("key") == self.keys["shards"]
+
     def view_rows(self, con: Any) -> None:
         """View `rows`: row, part, and every stored column of the phase rows."""
         views.rows(con, "rows", self.run.store, self.parts, self.row_schema())

@@ -59,6 +59,8 @@ def _counts(known: Known, phase: str) -> tuple[int | None, int]:
     if phase in WHOLE:
         return (0, 1) if known.done(phase) else (1, 0)
     done = len(this.store.names(known.folder(phase), ".parquet"))
+    if known.published:
+        return 0, done
     ready = all(state for _, state in rows.state(this, files)) and (this.layout.dedup is None or known.done("dedup"))
     if not ready:
         return None, done

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline import views
 from pipeline.errors import UserError
-from pipeline.known import Known
+from pipeline.known import Known, columns_known
 from pipeline.ledger import Balance
 from pipeline.storage import Store
 
@@ -66,9 +66,9 @@ def _near_duplicates(known: Known) -> dict[str, dict[str, int]]:
 
 
 def _histograms(known: Known, con: Any) -> dict[str, Any]:
-    """Counts before and after selection of score and size, over the rows that have them."""
-    columns = ["original_width", "original_height", "chars", *(["similarity"] if known.run.layout.scored else [])]
-    return {name: _histogram(con, name) for name in columns}
+    """Counts before and after selection of score and size, over the rows that have them; none of a stage that did not run."""
+    there = columns_known(known.run)
+    return {name: _histogram(con, name) for name in ("original_width", "original_height", "chars", "similarity") if name in there}
 
 
 def _histogram(con: Any, column: str) -> dict[str, Any]:

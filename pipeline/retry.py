@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline import catalog
 from pipeline.errors import UserError
-from pipeline.phases.fetch import RETRIES
+from pipeline.phases.fetch import RETRIES, bare_files
 from pipeline.runs import Result, reopen, told
 
 
@@ -21,6 +21,8 @@ def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
     store = known.run.store
     if not store.exists("shards/manifest.json"):
         raise UserError(f"{folder}: the run is not finished; repeat `shardmill run` first")
+    if rebuild and bare_files(store, known.folder("pool")):
+        raise UserError(f"{folder}: pool.keep is false, so the images of the shards are gone: retry with --append, or run with a new name")
     note = {"reasons": sorted(reasons), "rebuild": rebuild, "shards": known.keys["shards"], "selection": known.keys["selection"]}
     # The note comes before the work, since it names what the pool will hold. A retry that was cut off has a note, but its
     # shards are not the manifest's yet: then the same command goes on with it.

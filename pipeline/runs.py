@@ -123,6 +123,25 @@ def phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> 
     session.phase("rows", lambda: rows.run_phase(this, engine, files))
     known = Known(this, files)
     write_run_json(known)
+    if not known.published:
+        known = _make_shards(session, files, again)
+    if not this.config.pool.keep:
+        fetch.drop_images(this)
+    known.view_known(con, "known", image_dedup=True)
+    select.view_selected(known, con)
+    balances = ledger.run_phase(known, con)
+    write_run_json(known)
+    _write_metrics(session)
+    took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
+    made = report.write(known, con, balances, {**facts, **took}, session.phases)
+    this.store.remove("tmp")
+    return Result(this.store.url, balances, made)
+
+
+def _make_shards(session: Session, files: list[Any], again: list[str] | None) -> Known:
+    """Everything between the rows and the manifest."""
+    this, engine, con = session.run, session.engine, session.con
+    known = Known(this, files)
     _dedup(session, known)
     known.view_alive(con)
     session.phase("pool", lambda: fetch.run_phase(this, engine, con, again))
@@ -133,15 +152,8 @@ def phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> 
     if not known.done("selection"):
         session.phase("selection", lambda: select.run_phase(known, con))
     select.view_selected(known, con)
-    if not known.done("shards") or not this.store.exists("shards/manifest.json"):
-        session.phase("shards", lambda: write.run_phase(known, engine, con))
-    balances = ledger.run_phase(known, con)
-    write_run_json(known)
-    _write_metrics(session)
-    took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
-    made = report.write(known, con, balances, {**facts, **took}, session.phases)
-    this.store.remove("tmp")
-    return Result(this.store.url, balances, made)
+    session.phase("shards", lambda: write.run_phase(known, engine, con))
+    return known
 
 
 def _dedup(session: Session, known: Known) -> None:

@@ -28,6 +28,7 @@ from pipeline.storage import Store
 from pipeline.workers import Done, Job
 
 RETRIES = "retry-"  # names of the notes of retries in a pool
+BARE = "bare.json"  # names of the pool's files without images
 SCORED = 2048  # pairs that go through the stages after the images at once; fixed places, see design 4 "same bytes"
 
 
@@ -121,7 +122,9 @@ def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
     con.execute(
         "CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, min(row) AS row, min_by(part, row) AS part FROM fetches GROUP BY fetch_id"
     )
-    skip = "true" if not again else f"fate NOT IN ({', '.join(map(views.quote, again))})"
+    # A fetch whose image was dropped (pool.keep: false) is missing; not for a retry, which looks at its own fates alone.
+    bare = ", ".join(views.quote(run.store.address(f"{pool}/{name}")) for name in bare_files(run.store, pool)) or "''"
+    skip = f"NOT (fate = '{KEPT}' AND filename IN ({bare}))" if not again else f"fate NOT IN ({', '.join(map(views.quote, again))})"
     columns = ", ".join(f'a."{name}"' for name in reads)
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE todo_pool AS SELECT h.part, h.row, h.fetch_id, {columns} FROM homes h JOIN alive a ON a.row = h.row "
@@ -147,6 +150,28 @@ def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
         "LEFT JOIN todo_pool t ON t.fetch_id = p.fetch_id LEFT JOIN pool q ON q.fetch_id = p.fetch_id "
         f"ANTI JOIN scores s ON s.pair_id = p.pair_id WHERE t.fetch_id IS NOT NULL OR q.fate = {views.quote(KEPT)}"
     )
+
+
+def bare_files(store: Store, pool: str) -> list[str]:
+    """Names of the pool's files whose images were dropped."""
+    note = f"{pool}/{BARE}"
+    names: list[str] = store.read_json(note) if store.exists(note) else []
+    return names
+
+
+def drop_images(run: Run) -> None:
+    """`pool.keep: false`: takes the images out of the pool's files; fates and all other columns stay.
+
+    The note comes first: a file that it names wrongly is fetched once more where its images are wanted again, never missed.
+    """
+    store, pool = run.store, f"pool/{digest(pool_made_of(run))}"
+    names = store.names(pool, ".parquet")
+    if bare_files(store, pool) != names:
+        store.write_json(f"{pool}/{BARE}", names)
+    for name in names:
+        columns = store.columns(f"{pool}/{name}")
+        if "image" in columns:
+            store.write_table(f"{pool}/{name}", store.read_table(f"{pool}/{name}", [c for c in columns if c != "image"]))
 
 
 def _outer_reads(stages: list[Stage], known: set[str]) -> list[str]:

@@ -29,12 +29,12 @@ def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
     """Writes every missing shard of the key, then its indices and the manifest. Needs views `known`, `selected`, `pool`."""
     run, store, folder = known.run, known.run.store, known.folder("shards")
     shards, steps = int(store.read_json(f"{known.folder('selection')}/done.json")["shards"]), f"tmp/{folder}"
-    _take_over(known, steps)
+    first = _take_over(known, steps)
     stage = run.layout.shards.stage
     written = {int(name[6:-5]) for name in store.names(f"{steps}/facts", ".json")}
     results: list[Done] = []
     if len(written) < shards:
-        moves = _plan_moves(known, con, steps, shards)
+        moves = _plan_moves(known, con, steps, shards, first)
         work = MoveWork(store)
         results = engine.tasks(work, [job for job in moves if not store.exists(job["out"])])
         _plan_rows(known, con, steps, written)
@@ -57,25 +57,33 @@ def publish(known: Known, facts: list[dict[str, Any]]) -> None:
     store.write_json("shards/manifest.json", manifest)
 
 
-def _take_over(known: Known, steps: str) -> None:
-    """Appending: the shards that stay as they are get a name in the new key's folder, too; their bytes are not touched."""
+def _take_over(known: Known, steps: str) -> int:
+    """Appending: the shards that stay as they are get a name in the new key's folder, too; their bytes are not touched.
+
+    Returns the number of the first shard that is to be written.
+    """
     base = known.appends_to
     if base is None:
-        return
+        return 0
     store, folder = known.run.store, known.folder("shards")
     for facts in store.read_json(f"shards/{base['shards']}/done.json")["shards"]:
         for file in facts["files"]:
             store.copy(f"shards/{base['shards']}/{file}", f"{folder}/{file}")
         store.write_json(f"{steps}/facts/facts-{facts['shard']:05d}.json", facts)
+    return int(store.read_json(f"selection/{base['selection']}/done.json")["shards"])
 
 
-def _plan_moves(known: Known, con: Any, steps: str, shards: int) -> list[Job]:
-    """A job for each group of pool files: which of their images go to which shard."""
+def _plan_moves(known: Known, con: Any, steps: str, shards: int, first: int) -> list[Job]:
+    """A job for each group of pool files: which of their images go to which shard, from shard `first` on.
+
+    The plan is the same however much of it was done before: a resumed run finds the moved images of the one before it.
+    """
     store = known.run.store
     buckets = min(shards, MAX_BUCKETS)
     con.execute(
         'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch_id, s.shard, s."index" FROM selected s '
-        "JOIN known k ON k.row = s.row JOIN pool p ON p.fetch_id = k.fetch_id WHERE s.fate = 'kept'"
+        "JOIN known k ON k.row = s.row "
+        f"JOIN pool p ON p.fetch_id = k.fetch_id WHERE s.fate = 'kept' AND s.shard >= {first}"
     )
     con.execute(
         "CREATE OR REPLACE TEMP TABLE groups AS SELECT filename, "

@@ -102,6 +102,24 @@ def test_a_url_in_many_rows_is_fetched_once(made: Made) -> None:
     assert result.balances["rows"].rows_in == 40
 
 
+def test_a_pool_that_is_not_kept_costs_a_new_crawl_and_says_so_in_plan(made: Made) -> None:
+    before, requests = outputs(made.run), made.requests()
+    made.again(pool={"keep": False})
+    assert made.requests() == requests
+    assert outputs(made.run) == before
+    assert not any("image" in pq.read_schema(path).names for path in (made.run / "pool").rglob("part-*.parquet"))
+    assert sum(jobs(made.again(pool={"keep": False})).values()) == 0
+    assert verify.run(str(made.run))[1] == []
+    with pytest.raises(UserError, match=r"pool\.keep is false"):
+        retry.run(str(made.run), ["download:http_503"], rebuild=True)
+    rules = [{"name": "few_words", "keep": "words < 14"}]
+    write_config(made.config, made.server, made.lists, stages__selection=rules, pool={"keep": False})
+    assert next(line.todo for line in plan.make(made.config) if line.phase == "pool") == 4
+    result = made.again(stages__selection=rules, pool={"keep": False})
+    assert made.requests() == requests + ROWS - 5 * KINDS + KINDS, "every picture that was good, once more"
+    assert result.balances["rows"].kept > 0
+
+
 def test_retry_appends_and_leaves_every_shard_as_it_is(made: Made) -> None:
     before = {name: digest for name, digest in outputs(made.run).items() if name.endswith((".tar", ".parquet"))}
     requests = made.requests()
