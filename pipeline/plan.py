@@ -96,9 +96,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         for name in [*old, *(n for n in new if n not in old)]:
             here = f"{path}.{name}" if path else str(name)
             if name not in new:
-                out.append(f"{here} is gone")
+                out.append(f"{_named(here)} is gone")
             elif name not in old:
-                out.append(f"{here} is new")
+                out.append(f"{_named(here)} is new")
             else:
                 out += differences(old[name], new[name], here)
         return out
@@ -106,7 +106,12 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return []
     if path in KEYED:
         return [f"{path} changed"]
-    return [f"{path.removeprefix('stages.').replace('.config.', '.')} {_short(old)} -> {_short(new)}"]
+    return [f"{_named(path)} {_short(old)} -> {_short(new)}"]
+
+
+def _named(path: str) -> str:
+    """As a config has it: `captions.min_chars` for `stages.captions.config.min_chars`."""
+    return path.removeprefix("stages.").replace(".config.", ".")
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,68 @@
+"""What a plan says of a change, and where stages may stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline import plan
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.layout import open_run
+
+LOOPBACK = {"allow_networks": ["127.0.0.1/32"]}
+
+
+def test_a_change_is_named_with_its_key_and_both_values() -> None:
+    old = {"stages": {"captions": {"version": 1, "config": {"min_chars": 5, "urls": "keep"}}}, "rows": ["a"], "seed": 1}
+    new = {"stages": {"captions": {"version": 2, "config": {"min_chars": 8, "emoji": "drop"}}}, "rows": ["b"], "seed": 1}
+    assert plan.differences(old, new) == [
+        "captions.version 1 -> 2",
+        "captions.min_chars 5 -> 8",
+        "captions.urls is gone",
+        "captions.emoji is new",
+        "rows changed",
+    ]
+    assert plan.differences(old, old) == []
+
+
+def run_of(stages: dict[str, Any]) -> Any:
+    return open_run(RunConfig.model_validate({"input": {"path": "x"}, "run": {"name": "x"}, "stages": stages}))
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ({"ingest": {}, "images": {}}, "download is missing"),
+        ({"captions": {}, "ingest": {}, "download": LOOPBACK, "images": {}}, "the first must be ingest, not captions"),
+        ({"ingest": {}, "images": {}, "download": LOOPBACK}, "must stand as download, images"),
+        (
+            {"ingest": {}, "captions": {}, "dedup": {}, "tests.support.hostile:Hostile": {}, "download": LOOPBACK, "images": {}},
+            "put it before dedup",
+        ),
+        (
+            {"ingest": {}, "tests.support.hostile:Hostile": {}, "download": LOOPBACK, "images": {}},
+            "reads caption, which no stage before it adds",
+        ),
+        ({"ingest": {}, "download": LOOPBACK, "images": {}, "shards": {}}, "shards stands at the top level"),
+        ({"ingest": {}, "download": LOOPBACK, "images": {}, "tests.support.hostile:Sentences": {}}, "of shape expand cannot stand here"),
+    ],
+)
+def test_stages_that_cannot_stand_so_are_refused(stages: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run_of(stages)
+
+
+def test_stages_fall_into_phases_by_their_place() -> None:
+    own = {"tests.support.hostile:Hostile": {}}
+    run = run_of({"ingest": {}, "captions": {}, **own, "dedup": {}, "download": LOOPBACK, "images": {}, "image_dedup": {}, "selection": []})
+    phases = {name: [entry.name for entry in entries] for name, entries in run.layout.phases()}
+    assert phases == {
+        "rows": ["ingest", "captions", "tests.support.hostile:Hostile"],
+        "dedup": ["dedup"],
+        "pool": ["download", "images"],
+        "image_dedup": ["image_dedup"],
+        "selection": ["selection"],
+        "shards": ["shards"],
+    }
