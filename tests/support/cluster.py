@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+MEMORY = 100 << 20  # bytes of each node's object store
+
 
 class Nodes:
     """A running Ray cluster. The head has no CPUs, so that work is on nodes that may leave."""
@@ -15,7 +17,7 @@ class Nodes:
 
         self.cpus = cpus
         self.cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
         )
         self.workers: list[Any] = []
 
@@ -23,12 +25,28 @@ class Nodes:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add_one(self) -> None:
-        self.workers.append(self.cluster.add_node(num_cpus=self.cpus, object_store_memory=100 << 20))
+    def add_one(self, **environment: str) -> None:
+        """A node joins; its processes see `environment` besides this process's."""
+        with _environment(environment):
+            self.workers.append(self.cluster.add_node(num_cpus=self.cpus, object_store_memory=MEMORY))
 
     def remove_one(self) -> None:
         """A node leaves without a word: its raylet is killed."""
         self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
+
+
+@contextlib.contextmanager
+def _environment(changed: dict[str, str]) -> Iterator[None]:
+    """This process's environment with some variables changed, which the processes that it starts meanwhile keep."""
+    import os
+
+    before = dict(os.environ)
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
