@@ -29,6 +29,7 @@ from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, b
 
 log = logging.getLogger("shardmill")
 
+REACH_S = 10.0  # how long a cluster's head may take to answer
 PASSES = 4  # how often failed jobs are handed out again
 
 
@@ -229,6 +230,8 @@ def _init_ray(config: RunConfig) -> bool:
         local = config.ray.address == "local"
         options: dict[str, Any] = {"num_cpus": config.ray.num_cpus, "object_store_memory": config.ray.object_store_memory} if local else {}
         paths = os.pathsep.join(path for path in sys.path if path)
+        if not local:
+            _check_reachable(config.ray.address)
         try:
             with _held_stderr():
                 ray.init(
@@ -239,14 +242,35 @@ def _init_ray(config: RunConfig) -> bool:
                     runtime_env={"env_vars": {"PYTHONPATH": paths}} if local else None,
                     **options,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as err:
-            raise UserError(f"ray.address: cannot join a Ray cluster at {config.ray.address}: {error_text(err)}") from err
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as err:
+            raise _cannot_join(config.ray.address, err) from err
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told by us, once
     return owns
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where nothing listens at a cluster's address; Ray itself would try for minutes."""
+    import socket
+
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = address
+    try:
+        found = str(canonicalize_bootstrap_address(address))  # of auto: RAY_ADDRESS, or the Ray of this machine
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, ValueError) as err:
+        raise _cannot_join(found, err) from err
+
+
+def _cannot_join(address: str, err: BaseException) -> UserError:
+    return UserError(
+        f"ray.address: cannot join a Ray cluster at {address}: {error_text(err)}; give HOST:PORT of a running head, or local to work here"
+    )
 
 
 @contextlib.contextmanager

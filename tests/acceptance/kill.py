@@ -25,6 +25,7 @@ from tests.support.corpus import command, fates, outputs, serve_pictures, shardm
 from tests.support.server import Server
 
 KILLS = 10
+MOST_BETWEEN = 25  # files committed between two kills; a run of 400 rows commits about 150
 
 
 def main(rows: int, seed: int) -> int:
@@ -61,33 +62,39 @@ def _finished(config: Path) -> bool:
 
 
 def _disturbed(config: Path, dice: random.Random, most: int) -> int:
-    """One go at the run; kills workers, and in the end the driver, at random moments. Returns the number of kills."""
+    """One go at the run; kills workers, and in the end the driver. Returns the number of kills.
+
+    A moment is a random number of files more than are committed now, and a random part of a second: so kills hit all phases
+    of a run, and not Ray's start.
+    """
     kills = 0
-    began = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command("run", str(config)), start_new_session=True, **quiet) as going:
-        while going.poll() is None and kills < most:
-            time.sleep(dice.uniform(1, 7))
+        while kills < most:
+            wanted = _committed(config) + dice.randint(1, MOST_BETWEEN)
+            while going.poll() is None and _committed(config) < wanted:
+                time.sleep(0.02)
+            time.sleep(dice.uniform(0, 0.3))
             if going.poll() is not None:
                 break
             workers = [p for p in psutil.Process(going.pid).children(recursive=True) if p.name().startswith("ray::")]
-            if workers and dice.random() < 0.5:
+            if workers and dice.random() < 0.6:
                 victim = dice.choice(workers)
-                print(f"  {time.monotonic() - began:5.1f} s: SIGKILL for the worker {victim.name()}")
+                print(f"  {_committed(config)} files committed: SIGKILL for the process {victim.name()}", flush=True)
                 victim.kill()
                 kills += 1
             else:
-                print(f"  {time.monotonic() - began:5.1f} s: SIGKILL for the driver ({_committed(config)} files committed)")
+                print(f"  {_committed(config)} files committed: SIGKILL for the driver", flush=True)
                 os.killpg(going.pid, signal.SIGKILL)
                 kills += 1
                 break
-        if going.poll() is None:
-            going.wait(280)
+        going.wait(280)
     return kills
 
 
 def _committed(config: Path) -> int:
-    return len(list((config.parent / "runs").rglob("part-*.parquet"))) if (config.parent / "runs").exists() else 0
+    """Counted while files come and go."""
+    return sum(name.endswith((".parquet", ".arrow", ".tar")) for _, _, names in os.walk(config.parent / "runs") for name in names)
 
 
 def _on_cluster(folder: Path, server: Server, listed: Path) -> Path:
@@ -95,7 +102,7 @@ def _on_cluster(folder: Path, server: Server, listed: Path) -> Path:
     with ray_cluster(nodes=3, cpus=1) as nodes:
         config = _config(folder, server, listed, ray={"address": nodes.address})
         with subprocess.Popen(command("run", str(config))) as going:
-            while _committed(config) < 12 and going.poll() is None:
+            while _committed(config) < 60 and going.poll() is None:
                 time.sleep(0.1)
             nodes.remove_one()
             nodes.add_one()
