@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import clean, explain, plan, retry, verify
 from pipeline.errors import UserError
+from pipeline.progress import Quiet
 from pipeline.runs import run
 from tests.pipeline.conftest import ROWS, Made
 from tests.support.corpus import fates, ledger, outputs, serve_pictures, write_config, write_list
@@ -224,3 +225,14 @@ def test_two_runs_of_one_corpus_in_two_folders_are_equal(first_run: Made, tmp_pa
     run(config)
     assert outputs(tmp_path / "runs" / "test") == outputs(first_run.run)
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_run_without_captions_and_dedup_is_whole(first_run: Made, tmp_path: Path) -> None:
+    config = tmp_path / "test.yaml"
+    download = {**first_run.server.options(), "retries": 0}
+    write_config(config, first_run.server, first_run.lists, stages={"ingest": {}, "download": download, "images": {}, "selection": []})
+    result = run(config, show=Quiet())
+    assert result.report["histograms"].keys() == {"original_width", "original_height"}
+    assert fates(tmp_path / "runs" / "test") == {
+        "download:http_404": KINDS, "images:not_an_image": KINDS, "download:http_503": KINDS, "kept": ROWS - 3 * KINDS
+    }  # fmt: skip
