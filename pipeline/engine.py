@@ -25,7 +25,7 @@ from pipeline.errors import ContractError, TransientError, UserError
 from pipeline.frame import error_text
 from pipeline.nodes import check_nodes
 from pipeline.storage import Store
-from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, board_class
+from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, start_board
 
 log = logging.getLogger("shardmill")
 
@@ -81,7 +81,7 @@ class Engine:
         _ship_by_value(self.modules)
         if self.config.ray.address != "local":
             check_nodes(self.store)
-        self.board = board_class().remote(self.config.stages.get("download") or {})
+        self.board = start_board(self.config.stages.get("download") or {})
         self.started_s = time.monotonic() - began
 
     def cpus(self) -> int:
@@ -196,7 +196,10 @@ class Engine:
     def _beat(self, progress: Progress) -> None:
         import ray
 
-        seen = ray.get(self.board.read.remote())
+        try:
+            seen = ray.get(self.board.read.remote())
+        except ray.exceptions.RayError as err:
+            raise _translate(err) from err
         progress.rows = seen["rows"]
         progress.now = _youngest(seen["now"], {done["id"] for done in progress.results})
         self.watch(progress)

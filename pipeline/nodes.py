@@ -63,5 +63,5 @@ def _node_facts(store: Store) -> dict[str, str]:
             hindered = "what was written is not what is read"
         store.remove(probe)
     except Exception as err:  # noqa: BLE001 (told to the user as it is)
-        hindered = error_text(err)
+        hindered = error_text(err.__cause__ or err)
     return {"python": platform.python_version(), "ray": ray.__version__, "code": code.hexdigest()[:12], "storage": hindered}

@@ -268,5 +268,6 @@ def _write_metrics(session: Session) -> None:
 def _terminal() -> Quiet:
     show = for_terminal()
     if isinstance(show, Lines):
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        log.setLevel(logging.INFO)  # ours alone: libraries tell where they found credentials
     return show

@@ -11,7 +11,7 @@ import uuid
 from typing import Any, ClassVar, Protocol
 
 from pipeline import careful
-from pipeline.errors import ContractError, ShardmillError, UserError
+from pipeline.errors import ContractError, ShardmillError, TransientError, UserError
 from pipeline.frame import error_text, machine_fault
 from pipeline.heart import HEART
 from pipeline.parts import Attempts
@@ -52,8 +52,10 @@ def dumps(what: Any) -> bytes:
     return data
 
 
-def board_class() -> Any:
+def start_board(download: dict[str, Any]) -> Any:
+    """The board, on the driver's own node: other nodes may leave while the run goes on."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     @ray.remote(num_cpus=0, max_concurrency=64)
     class Board:
@@ -79,7 +81,8 @@ def board_class() -> Any:
             granted: dict[str, int] = self.budget.lease(worker, want, give_back, time.monotonic())
             return granted
 
-    return Board
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote(download)  # type: ignore[attr-defined]
 
 
 def _host_budget(options: dict[str, Any]) -> Any:
@@ -112,7 +115,12 @@ class Worker:
         return Worker.opened[self.identity]
 
     async def _lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
-        granted: dict[str, int] = await self.board.lease.remote(worker, want, give_back)
+        from ray.exceptions import RayError
+
+        try:
+            granted: dict[str, int] = await self.board.lease.remote(worker, want, give_back)
+        except RayError as err:  # no row is to blame
+            raise TransientError(f"the run's board is gone: {error_text(err)}; repeat the command") from err
         return granted
 
     def begin(self, job: Job) -> tuple[Attempts, bool]:
