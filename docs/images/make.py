@@ -1,7 +1,8 @@
 """Makes docs/images/laion_subset.jpg and the credits beside it from a finished run: `python docs/images/make.py runs/laion_subset`.
 
 Twenty samples as they stand in the shards, with their captions. They are taken in turn from the sample's photographs whose credit
-states a licence or the public domain; within a photograph by key.
+states a licence or the public domain; within a photograph by key. Left out are pairs whose caption belongs to another picture: the
+sample has no judge that would drop them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).resolve().parent
 VIEWS = FOLDER.parent.parent / "pipeline" / "sample" / "views.yaml"
 FREE = ("CC0", "public domain", "CC BY 2.0", "no known copyright restrictions")
 COLUMNS, COUNT, SIDE, GAP, LINES = 5, 20, 156, 8, 3
-FONT, INK, PAPER = 11, (40, 40, 40), (255, 255, 255)
+FONT, INK, PAPER = 10.5, (40, 40, 40), (255, 255, 255)
 STEP, HEIGHT = SIDE + GAP, SIDE + GAP + LINES * 14
 
 
@@ -43,24 +44,31 @@ def samples(run: Path) -> Iterator[tuple[int, Image.Image, str]]:
 def chosen(run: Path, views: dict[str, Any]) -> list[tuple[str, Image.Image, str]]:
     """Photograph, picture and caption of COUNT samples."""
     listed = json.loads((run / "run.json").read_text(encoding="utf-8"))["files"][0]["url"].removeprefix("file://")
-    truth = pq.read_table(Path(listed).with_name("truth.parquet"), columns=["row", "photo"])
-    photo_of = dict(zip(truth["row"].to_pylist(), truth["photo"].to_pylist(), strict=True))
+    truth = pq.read_table(Path(listed).with_name("truth.parquet"), columns=["row", "photo", "truth"]).to_pylist()
+    photo_of = {line["row"]: line["photo"] for line in truth if line["truth"] != "mismatch"}
     found: dict[str, list[tuple[str, Image.Image, str]]] = defaultdict(list)
     for row, image, caption in samples(run):
-        if (photo := photo_of[row]) and views[photo]["credit"].endswith(FREE):
+        if (photo := photo_of.get(row)) and views[photo]["credit"].endswith(FREE):
             found[photo].append((photo, image, caption))
     rounds = itertools.zip_longest(*(found[photo] for photo in views if photo in found))
     return [sample for turn in rounds for sample in turn if sample][:COUNT]
 
 
+def font_of_matplotlib() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has more letters than Pillow's own font."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT)
+
+
 def sheet(pictures: list[tuple[str, Image.Image, str]]) -> Image.Image:
     """The pictures in a grid, each with its caption under it."""
     out = Image.new("RGB", (COLUMNS * STEP + GAP, -(-len(pictures) // COLUMNS) * HEIGHT + GAP), PAPER)
-    draw, font = ImageDraw.Draw(out), ImageFont.load_default(FONT)
+    draw, font = ImageDraw.Draw(out), font_of_matplotlib()
     for place, (_, image, caption) in enumerate(pictures):
         left, top = GAP + place % COLUMNS * STEP, GAP + place // COLUMNS * HEIGHT
         out.paste(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top))
-        lines = wrap(caption, 26)
+        lines = wrap(caption, 24)
         shown = [*lines[: LINES - 1], f"{lines[LINES - 1]} …"] if len(lines) > LINES else lines
         draw.multiline_text((left, top + SIDE + 2), "\n".join(shown), INK, font, spacing=2)
     return out
