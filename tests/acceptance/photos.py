@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 from urllib.parse import quote
 
@@ -130,9 +131,7 @@ def sheet(run: Path, path: Path) -> None:
     for place, (image, caption) in enumerate(found[:: max(1, len(found) // 20)][:20]):
         left, top = place % 5 * 232 + 4, place // 5 * 270 + 4
         out.paste(Image.open(io.BytesIO(image)), (left, top))
-        draw.multiline_text(
-            (left, top + 226), "\n".join(caption[at : at + 38] for at in range(0, min(len(caption), 114), 38)), "black", font
-        )
+        draw.multiline_text((left, top + 226), "\n".join(wrap(caption, 36)[:3]), "black", font)
     out.save(path)
 
 
