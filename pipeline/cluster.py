@@ -6,19 +6,23 @@ What is shipped is code; the packages that shardmill needs must be on every node
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.catalog import BUILT_IN
-from pipeline.config import load
+from pipeline.config import RunConfig, load
 from pipeline.errors import TransientError, UserError
 from pipeline.frame import error_text
 from pipeline.layout import open_run
 from pipeline.runs import find
 
 JOBS_PORT = 8265
+END_S = 15.0  # how long a stopped job may take to end
 
 
 def submit(config: str | Path, overrides: list[str], address: str | None = None) -> bool:
@@ -30,20 +34,27 @@ def submit(config: str | Path, overrides: list[str], address: str | None = None)
     source = find(config)
     loaded = load(source, overrides)
     open_run(loaded, str(source))
-    if "://" not in loaded.run.root:
-        raise UserError(
-            f"run.root: {loaded.run.root} is a folder of this machine; a cluster needs one that all nodes reach, as s3://bucket/runs"
-        )
+    _check_shared(loaded)
     client = _client(address or _jobs_address(loaded.ray.address))
     with tempfile.TemporaryDirectory(prefix="shardmill-submit-") as name:
         _fill(Path(name), source, [name for name in loaded.stages if name not in BUILT_IN])
         job = client.submit_job(
             entrypoint=entrypoint(source, overrides),
-            runtime_env={"working_dir": name, "py_modules": [str(folder) for folder in packages()]},
+            runtime_env={"working_dir": name, "py_modules": list(map(str, packages())), "excludes": ["__pycache__"]},
             metadata={"run": loaded.run.name},
         )
     print(f"job {job}; stop it with Ctrl-C here, or: ray job stop {job}", flush=True)
     return _follow(client, job)
+
+
+def _check_shared(config: RunConfig) -> None:
+    """Refuses what only this machine has. A folder that all nodes share is written as file:///mnt/…"""
+    given = [config.input.path] if isinstance(config.input.path, str) else config.input.path
+    for key, path in [("run.root", config.run.root), *(("input.path", path) for path in given)]:
+        if "://" not in path or path.startswith("sample://"):
+            raise UserError(
+                f"{key}: {path} lies on this machine; a cluster needs what all nodes reach, as s3://bucket/… or, for a shared folder, file:///…"
+            )
 
 
 def packages() -> list[Path]:
@@ -63,15 +74,19 @@ def entrypoint(source: Path, overrides: list[str]) -> str:
 
 
 def _fill(folder: Path, source: Path, own: list[str]) -> None:
-    """The job's working folder: the config, and the files of the user's own stages."""
-    import inspect
+    """The job's working folder: the config, and the user's own stages, a module's file or a package's whole folder."""
+    import sys
 
     from pipeline.catalog import stage_class
 
-    (folder / source.name).write_bytes(source.read_bytes())
+    shutil.copyfile(source, folder / source.name)
     for name in own:
-        file = Path(inspect.getfile(stage_class(name)))
-        (folder / f"{name.partition(':')[0]}.py").write_bytes(file.read_bytes())
+        stage_class(name)
+        file = Path(str(sys.modules[name.partition(":")[0].partition(".")[0]].__file__))
+        if file.name == "__init__.py":
+            shutil.copytree(file.parent, folder / file.parent.name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(file, folder / file.name)
 
 
 def _jobs_address(ray_address: str) -> str:
@@ -97,10 +112,22 @@ def _follow(client: Any, job: str) -> bool:
             print(lines, end="", flush=True)
 
     try:
-        asyncio.run(tail())
+        with contextlib.suppress(RuntimeError):  # the log broke off: the status says why
+            asyncio.run(tail())
     except KeyboardInterrupt:
         client.stop_job(job)
+        print(f"\njob {job}: {_ended(client, job)}", flush=True)
         raise
-    status = client.get_job_status(job)
-    print(f"job {job}: {status.value.lower()}")
-    return str(status.value) == "SUCCEEDED"
+    status = _ended(client, job)
+    print(f"job {job}: {status}", flush=True)
+    if status == "running":
+        raise TransientError(f"job {job} goes on, but its log broke off; see: ray job logs --follow {job}")
+    return status == "succeeded"
+
+
+def _ended(client: Any, job: str) -> str:
+    """The job's status, once it has ended or END_S have passed."""
+    until = time.monotonic() + END_S
+    while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+        time.sleep(0.2)
+    return str(status.value).lower()

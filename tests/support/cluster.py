@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 MEMORY = 100 << 20  # bytes of each node's object store
@@ -12,18 +16,22 @@ MEMORY = 100 << 20  # bytes of each node's object store
 class Nodes:
     """A running Ray cluster. The head has no CPUs, so that work is on nodes that may leave."""
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self, cpus: int, jobs: bool = False) -> None:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
-        self.cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
-        )
+        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": jobs, "dashboard_port": free_port() if jobs else None}
+        with _environment({"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}):
+            self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
+
+    @property
+    def jobs_address(self) -> str:
+        return f"http://{self.cluster.webui_url}"
 
     def add_one(self, **environment: str) -> None:
         """A node joins; its processes see `environment` besides this process's."""
@@ -38,8 +46,6 @@ class Nodes:
 @contextlib.contextmanager
 def _environment(changed: dict[str, str]) -> Iterator[None]:
     """This process's environment with some variables changed, which the processes that it starts meanwhile keep."""
-    import os
-
     before = dict(os.environ)
     os.environ.update(changed)
     try:
@@ -50,9 +56,9 @@ def _environment(changed: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ray_cluster(nodes: int, cpus: int) -> Iterator[Nodes]:
-    """A cluster of `nodes` nodes with `cpus` CPUs each, besides its head."""
-    made = Nodes(cpus)
+def ray_cluster(nodes: int, cpus: int, jobs: bool = False) -> Iterator[Nodes]:
+    """A cluster of `nodes` nodes with `cpus` CPUs each, besides its head; with `jobs`, the head serves jobs."""
+    made = Nodes(cpus, jobs)
     try:
         for _ in range(nodes):
             made.add_one()
@@ -60,3 +66,10 @@ def ray_cluster(nodes: int, cpus: int) -> Iterator[Nodes]:
         yield made
     finally:
         made.cluster.shutdown()
+
+
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -35,3 +35,13 @@ def fetch(options: dict[str, Any], url: str, folder: Path) -> Path:
 
     s3fs.S3FileSystem(**options).get(url.removeprefix("s3://").rstrip("/") + "/", f"{folder}/", recursive=True)
     return folder
+
+
+def environment(options: dict[str, Any]) -> dict[str, str]:
+    """The variables by which s3fs finds the server without any options."""
+    return {
+        "AWS_ENDPOINT_URL": options["client_kwargs"]["endpoint_url"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": options["key"],
+        "AWS_SECRET_ACCESS_KEY": options["secret"],
+    }
