@@ -30,6 +30,9 @@ from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, s
 log = logging.getLogger("shardmill")
 
 REACH_S = 10.0  # how long a cluster's head may take to answer
+# glibc's malloc in workers: large bodies and images go back to the system when they are freed. Without a fixed threshold it
+# learns to keep them (up to 32 MB each, an arena a thread), and a worker's memory grows with the run (tests/acceptance/memory.py).
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2"}
 PASSES = 4  # how often failed jobs are handed out again
 
 
@@ -232,7 +235,9 @@ def _init_ray(config: RunConfig) -> bool:
     if owns:
         local = config.ray.address == "local"
         options: dict[str, Any] = {"num_cpus": config.ray.num_cpus, "object_store_memory": config.ray.object_store_memory} if local else {}
-        paths = os.pathsep.join(path for path in sys.path if path)
+        environment = dict(MALLOC)
+        if local:
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         if not local:
             _check_reachable(config.ray.address)
         try:
@@ -242,7 +247,7 @@ def _init_ray(config: RunConfig) -> bool:
                     include_dashboard=False if local else None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": {"PYTHONPATH": paths}} if local else None,
+                    runtime_env={"env_vars": environment},
                     **options,
                 )
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as err:

@@ -24,7 +24,7 @@ from pipeline.workers import Done, Job
 
 GROUP_ROWS = 500_000  # rows that one worker signs, and so one file of the exchange: about 850 bytes a caption
 BUCKET_ENTRIES = 4_000_000  # entries of a bucket: about 150 MB while it is sorted
-VERIFY_PAIRS = 500_000
+VERIFY_PAIRS = 50_000  # about 100 MB with their shingles
 
 Source = tuple[str, int, int]  # a committed table of rows: its path, what to add to its row numbers, its row count
 

@@ -92,7 +92,7 @@ class Config(Strict):
     """Other limits for some hosts: `name` or `*.name` (it and all under it)."""
     window: int = keyless(2000, ge=1, le=20_000)
     """Requests that one worker has under way at once; URLs that wait for their host's turn do not count."""
-    max_bytes_in_flight: Size = keyless(256_000_000)
+    max_bytes_in_flight: Size = keyless(128_000_000)
     """Bytes of bodies that one worker holds at once before they are handed on; at least twice max_bytes."""
 
     max_bytes: Size = Field(20_000_000, ge=1)

@@ -36,9 +36,11 @@ class Watch:
     pid: int
     pool: Path
     seen: list[tuple[int, int, int]] = field(default_factory=list)
+    heaviest: tuple[int, str] = (0, "")
 
     def sample(self) -> None:
         private = shared = 0
+        parts = []
         try:
             processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
@@ -51,12 +53,22 @@ class Watch:
             sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in rollup.splitlines()[1:]}
             private += sizes["Pss"] - sizes.get("Pss_Shmem", 0)
             shared += sizes.get("Pss_Shmem", 0)
+            parts.append((sizes["Pss"] >> 20, _name(process)))
+        if private > self.heaviest[0]:
+            self.heaviest = private, ", ".join(f"{name} {size}" for size, name in sorted(parts, reverse=True)[:9])
         self.seen.append((len(list(self.pool.rglob("part-*.parquet"))) * PART, private, shared))
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         while process.poll() is None:
             self.sample()
             time.sleep(0.2)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()[:1])[-40:]
+    except psutil.Error:
+        return "?"
 
 
 def big_picture() -> bytes:
@@ -90,6 +102,9 @@ def measure(server: Server, folder: Path, rows: int) -> dict[str, float]:
             raise SystemExit("the run failed")
         watcher.join()
     late = [private for at, private, _ in watch.seen if at >= EARLY]
+    print(f"  at the peak (MB): {watch.heaviest[1]}")
+    steps = [(low, max((p for at, p, _ in watch.seen if low <= at < low + rows // 5), default=0) >> 20) for low in range(0, rows + 1, rows // 5)]
+    print("  peak by rows committed:", ", ".join(f"from {low:,} {size} MB" for low, size in steps))
     report = json.loads((home / "runs" / "test" / "report" / "report.json").read_text())
     values = {"peak": [p for _, p, _ in watch.seen], "late": late, "shared": [s for _, _, s in watch.seen]}
     return {**{name: max(found) / 1e6 for name, found in values.items()}, "driver": report["driver_bytes"] / rows}
