@@ -32,7 +32,7 @@ log = logging.getLogger("shardmill")
 REACH_S = 10.0  # how long a cluster's head may take to answer
 # glibc's malloc in workers: large bodies and images go back to the system when they are freed. Without a fixed threshold it
 # learns to keep them (up to 32 MB each, an arena a thread), and a worker's memory grows with the run (tests/acceptance/memory.py).
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2"}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 PASSES = 4  # how often failed jobs are handed out again
 
 

@@ -50,7 +50,8 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "options": self.options}
+        # A worker may have another current folder: a relative path travels as a whole one.
+        return {"url": self._opened[1] if self.local else self.url, "options": self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

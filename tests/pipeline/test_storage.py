@@ -57,6 +57,16 @@ def test_a_store_travels_in_a_pickle(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
 
 
+def test_a_relative_folder_stays_the_same_folder_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("runs/a")
+    store.write("x", b"1")
+    travelled = pickle.dumps(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(travelled).read("x") == b"1"
+
+
 def test_copy_leaves_both(store: Store) -> None:
     store.write("old/x", b"1")
     store.copy("old/x", "new/x")
