@@ -58,6 +58,8 @@ def ray_session() -> Iterator[Any]:
     """One Ray of two CPUs for all tests that need one; started by the first of them."""
     import ray
 
-    ray.init(address="local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, configure_logging=False, log_to_driver=False
+    )
     yield ray
     ray.shutdown()
