@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from pipeline.layout import open_run
 from pipeline.runs import find
 
 JOBS_PORT = 8265
+START_S = 60.0  # how long a cluster may refuse a job
 END_S = 15.0  # how long a stopped job may take to end
 
 
@@ -38,11 +40,8 @@ def submit(config: str | Path, overrides: list[str], address: str | None = None)
     client = _client(address or _jobs_address(loaded.ray.address))
     with tempfile.TemporaryDirectory(prefix="shardmill-submit-") as name:
         _fill(Path(name), source, [name for name in loaded.stages if name not in BUILT_IN])
-        job = client.submit_job(
-            entrypoint=entrypoint(source, overrides),
-            runtime_env={"working_dir": name, "py_modules": list(map(str, packages())), "excludes": ["__pycache__"]},
-            metadata={"run": loaded.run.name},
-        )
+        needs = {"working_dir": name, "py_modules": list(map(str, packages())), "excludes": ["__pycache__"]}
+        job = _submit(client, entrypoint=entrypoint(source, overrides), runtime_env=needs, metadata={"run": loaded.run.name})
     print(f"job {job}; stop it with Ctrl-C here, or: ray job stop {job}", flush=True)
     return _follow(client, job)
 
@@ -104,6 +103,20 @@ def _client(address: str) -> Any:
         raise TransientError(
             f"{address}: no Ray job server answers: {error_text(err)}; it needs ray[default] on the head, and its port"
         ) from err
+
+
+def _submit(client: Any, **job: Any) -> str:
+    """The job's id. A cluster that has just started takes no jobs for some seconds, so that it is asked again."""
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line for each package that is sent
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as err:
+            if time.monotonic() > until:
+                raise TransientError(f"the cluster takes no job: {error_text(err)}; repeat the command") from err
+            time.sleep(1)
 
 
 def _follow(client: Any, job: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 from pipeline.errors import UserError
@@ -27,7 +28,7 @@ def check_nodes(store: Store) -> None:
         try:
             facts = ray.get(answer, timeout=NODE_S)
         except Exception as err:  # noqa: BLE001 (whatever hinders a node is told with its name)
-            faults.append(f"node {address} ({node_id}) cannot run shardmill: {error_text(err)}; install it there, or use shardmill submit")
+            faults.append(f"node {address} ({node_id}) cannot run shardmill: {_last_words(err)}; install it there, or use shardmill submit")
             continue
         faults += [
             f"node {address} ({node_id}): {name} is {facts[name]}, here it is {own[name]}; install the same on all nodes"
@@ -40,6 +41,12 @@ def check_nodes(store: Store) -> None:
             )
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _last_words(err: Exception) -> str:
+    """Of a worker's trace, which Ray packs into its own words, the line that names the error."""
+    named = [line.strip() for line in str(err).splitlines() if re.match(r"\s*\w+Error: ", line)]
+    return named[-1] if named else error_text(err)
 
 
 def _node_facts(store: Store) -> dict[str, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cluster import packages
+from pipeline.cluster import packages, submit
+from pipeline.errors import TransientError, UserError
 from pipeline.progress import Quiet
 from pipeline.runs import run
 from tests.support.cluster import ray_cluster
-from tests.support.corpus import fates, outputs, serve_pictures, shardmill, write_config
+from tests.support.corpus import command, fates, outputs, serve_pictures, shardmill, write_config
 from tests.support.s3 import environment, fetch, s3_server
 from tests.support.server import Server
 
@@ -27,17 +32,17 @@ from pipeline.stage import Column, Stage, drop
 
 
 class Letters(Stage):
-    """Counts a caption's letters; a long one is dropped."""
+    """Counts a caption's letters; an odd number is dropped."""
 
     name = "letters"
     version = 1
     reads = {"caption": Column(pa.string(), "the caption")}
     adds = {"letters": Column(pa.int32(), "characters of the caption")}
-    reasons = {"many": "the caption has more than 86 characters"}
+    reasons = {"odd": "the caption has an odd number of characters"}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         letters = pc.fill_null(pc.utf8_length(table["caption"]), 0).cast(pa.int32())
-        return drop(table.append_column("letters", letters), pc.greater(letters, 86), "letters:many")
+        return drop(table.append_column("letters", letters), pc.equal(pc.bit_wise_and(letters, 1), 1), "letters:odd")
 '''
 
 
@@ -73,7 +78,7 @@ def test_two_nodes_and_an_object_store_give_the_bytes_of_one_machine(
     assert "s3://bucket/runs/test/shards/" in said.stdout
     local = tmp_path / "runs" / "test"
     assert fates(copy) == fates(local)
-    assert 0 < fates(local)["letters:many"] < 60
+    assert 0 < fates(local)["letters:odd"] < 60
     assert outputs(copy) == outputs(local)
 
 
@@ -113,5 +118,56 @@ def test_a_node_with_other_code_or_without_storage_is_named_before_any_work(tmp_
     assert len(said.stderr.splitlines()) == 3 == len(lines), said.stderr
     assert fit not in lines
     assert re.search(r"code is \w+, here it is \w+; install the same on all nodes", lines[unfit[0]])
-    assert re.search(r"cannot run shardmill: .*half installed.*; install it there, or use shardmill submit", lines[unfit[1]])
+    assert re.search(r"cannot run shardmill: ImportError: half installed; install it there, or use shardmill submit", lines[unfit[1]])
     assert re.search(r"cannot read and write s3://bucket/runs/test: .*give it access", lines[unfit[2]])
+
+
+@pytest.mark.slow
+def test_submit_ships_what_runs_follows_the_log_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp_cors", reason="the extra cluster is not installed")
+    own = own_stage(tmp_path / "own")
+    with (own / "letters_of_mine.py").open("a") as module:
+        module.write("\nimport pipeline\n\nprint('shardmill is', pipeline.__file__, flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(own))
+    with Server() as server, ray_cluster(nodes=1, cpus=2, jobs=True) as nodes:
+        listed = serve_pictures(server, tmp_path, 40)
+        changes: dict[str, Any] = {"stages": stages(server), "run__part_rows": 20, "run__root": f"file://{tmp_path}/runs"}
+        config = write_config(tmp_path / "test.yaml", server, f"file://{listed}", **changes)
+        said = shardmill("submit", str(config), "--address", nodes.jobs_address, cwd=tmp_path)
+        here, there = re.findall(r"shardmill is (\S+)", said.stdout)
+        assert here == str(packages()[0] / "__init__.py")
+        assert "/runtime_resources/py_modules_files/" in there
+        assert re.search(r"INFO phase=shards done .*\n(.*\n)+job raysubmit_\w+: succeeded\n$", said.stdout)
+        assert set(fates(tmp_path / "runs" / "test")) == {"kept", "letters:odd"}
+        stopped = _interrupted(tmp_path, "submit", str(config), "--address", nodes.jobs_address, "--set", "run.name=second")
+    assert re.search(r"\njob raysubmit_\w+: stopped\n", stopped)
+    assert not (tmp_path / "runs" / "second" / "shards").exists()
+
+
+def _interrupted(folder: Path, *args: str) -> str:
+    """What a command says that is stopped by Ctrl-C once the first part is committed."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(packages()[0].parent), os.environ["PYTHONPATH"]])}
+    with subprocess.Popen(command(*args), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as going:
+        until = time.monotonic() + 120
+        while going.poll() is None and time.monotonic() < until and not list(folder.glob("runs/second/rows/*/part-*")):
+            time.sleep(0.05)
+        going.send_signal(signal.SIGINT)
+        said = going.communicate(timeout=60)[0]
+    assert going.returncode == 130
+    return said
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({}, "run.root"), ({"run__root": "s3://bucket/runs"}, "input.path")],
+)
+def test_submit_refuses_what_only_one_machine_has(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    with Server() as server, pytest.raises(UserError, match=rf"^{key}: .* lies on this machine; a cluster needs what all nodes reach"):
+        submit(write_config(tmp_path / "test.yaml", server, serve_pictures(server, tmp_path, 1), **changes), [])
+
+
+def test_submit_says_when_no_job_server_answers(tmp_path: Path) -> None:
+    with Server() as server:
+        config = write_config(tmp_path / "test.yaml", server, "s3://bucket/list.parquet", run__root="s3://bucket/runs")
+        with pytest.raises(TransientError, match=r"http://127\.0\.0\.1:9: no Ray job server answers"):
+            submit(config, [], "http://127.0.0.1:9")

@@ -20,7 +20,9 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": jobs, "dashboard_port": free_port() if jobs else None}
+        head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": jobs}
+        if jobs:  # ports of its own: another Ray on this machine has the usual ones
+            head |= {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
         with _environment({"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}):
             self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
