@@ -45,7 +45,8 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
         keyed.append({"id": stem, "out": f"{stem}.arrow", "buckets": buckets, "parts": group, "rows": rows})
     results = _missing(engine, store, ShuffleWork(store, stage, "key"), keyed)
     paths = [job["out"] for job in keyed]
-    pairs: list[Job] = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets)]
+    # No row is alive where nothing could be fetched: then there are no buckets either.
+    pairs: list[Job] = [{"id": f"{steps}/pairs-{b:05d}", "bucket": b, "keyed": paths} for b in range(buckets if paths else 0)]
     pairs = [{**job, "out": f"{job['id']}.parquet"} for job in pairs]
     results += _missing(engine, store, ShuffleWork(store, stage, "pair"), pairs)
     if stage.payload:
