@@ -127,11 +127,17 @@ class Store:
         """The run's committed files for DuckDB: their sizes are asked for once."""
         return Committed(self.fs)
 
+    def _forget(self, path: str) -> None:
+        """What was known of a file that is written anew."""
+        if not self.local:
+            self.committed.known.pop(self.full(path), None)
+
     def write(self, path: str, data: bytes) -> None:
         """Writes a whole file atomically. Raises TransientError when the disk is full."""
         if not self.local:
             with self._answered(path):
                 self.fs.pipe_file(self.full(path), data)
+            self._forget(path)
             return
         with self.atomic(path) as target:
             target.write_bytes(data)
@@ -163,6 +169,7 @@ class Store:
         if not self.local:
             with self._answered(path):
                 self.fs.put_file(str(target), self.full(path))
+            self._forget(path)
             return
         with target.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -181,6 +188,7 @@ class Store:
         else:
             with self._answered(path):
                 self.fs.put_file(str(local), self.full(path))
+            self._forget(path)
             local.unlink()
 
     def copy(self, source: str, path: str) -> None:
@@ -229,7 +237,7 @@ class Store:
 
 
 class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]
-    """An object store's files as DuckDB may read them: whole and never changed, so that each one's size is asked for once.
+    """An object store's files as DuckDB may read them: whole, and changed by this process alone, so that each one's size is asked for once.
 
     DuckDB asks for a file's existence, size and age anew for every query and every mention of a view: 4,000 requests for a run
     of 6 parts without this. Reads are ranged GETs of exactly the wanted bytes.
@@ -252,8 +260,10 @@ class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]
         """The path itself; our own names hold no wildcards."""
         return [path]
 
-    def modified(self, _path: str) -> datetime:
-        return datetime.fromtimestamp(0, UTC)
+    def modified(self, path: str) -> datetime:
+        """What DuckDB's own caches are checked against."""
+        found = self.info(path).get("LastModified")
+        return found if isinstance(found, datetime) else datetime.fromtimestamp(0, UTC)
 
     def open(self, path: str, _mode: str = "rb", **_: Any) -> Any:
         return io.BufferedReader(_Ranges(self.fs, self.fs._strip_protocol(path), int(self.info(path)["size"])))

@@ -16,10 +16,10 @@ MEMORY = 100 << 20  # bytes of each node's object store
 class Nodes:
     """A running Ray cluster. The head has no CPUs, so that work is on nodes that may leave."""
 
-    def __init__(self, cpus: int, jobs: bool = False) -> None:
+    def __init__(self, cpus: int, jobs: bool = False, memory: int | None = None) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cpus = cpus
+        self.each = {"num_cpus": cpus, "object_store_memory": MEMORY, "memory": memory}
         head: dict[str, Any] = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": jobs}
         if jobs:  # ports of its own: another Ray on this machine has the usual ones
             head |= {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
@@ -38,7 +38,7 @@ class Nodes:
     def add_one(self, **environment: str) -> None:
         """A node joins; its processes see `environment` besides this process's."""
         with _environment(environment):
-            self.workers.append(self.cluster.add_node(num_cpus=self.cpus, object_store_memory=MEMORY))
+            self.workers.append(self.cluster.add_node(**self.each))
 
     def remove_one(self) -> None:
         """A node leaves without a word: its raylet is killed."""
@@ -58,9 +58,9 @@ def _environment(changed: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ray_cluster(nodes: int, cpus: int, jobs: bool = False) -> Iterator[Nodes]:
-    """A cluster of `nodes` nodes with `cpus` CPUs each, besides its head; with `jobs`, the head serves jobs."""
-    made = Nodes(cpus, jobs)
+def ray_cluster(nodes: int, cpus: int, jobs: bool = False, memory: int | None = None) -> Iterator[Nodes]:
+    """A cluster of `nodes` nodes with `cpus` CPUs and `memory` bytes each, besides its head; with `jobs`, the head serves jobs."""
+    made = Nodes(cpus, jobs, memory)
     try:
         for _ in range(nodes):
             made.add_one()
