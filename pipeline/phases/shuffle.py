@@ -38,6 +38,9 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
     steps = f"{folder}/steps"
     groups = list(_groups(sources))
     total = sum(rows for _, _, rows in sources)
+    if not groups:
+        store.write_json(f"{folder}/done.json", {"rows": 0, "counts": {}})
+        return []
     buckets = max(1, min(1024, -(-total * stage.entries_per_row // BUCKET_ENTRIES)))
     keyed: list[Job] = []
     for number, (rows, group) in enumerate(groups):

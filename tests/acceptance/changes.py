@@ -32,10 +32,10 @@ def main(rows: int) -> int:
         steps: list[tuple[str, dict[str, Any], int]] = [
             ("the first run", {}, rows - short),
             ("a second run", {}, 0),
-            ("a changed threshold of the selection", {"stages__selection": [{"name": "words", "keep": "words >= 15"}]}, 0),
+            ("a changed threshold of the selection", {"stages__selection": [{"name": "words", "keep": "words >= 10"}]}, 0),
             ("a changed dedup threshold", {"stages__dedup": {"on": "caption", "threshold": 0.95}}, 0),
             ("a laxer caption rule: its newly alive rows", {"stages__captions": {"min_chars": 3}}, short),
-            ("a stricter caption rule", {"stages__captions": {"min_chars": 40}}, 0),
+            ("a stricter caption rule", {"stages__captions": {"min_chars": 57}}, 0),
             ("one more input file of 50 rows", {"path": [str(first), str(more)], "stages__captions": {"min_chars": 3}}, 50),
             ("the first config again", {}, 0),
         ]

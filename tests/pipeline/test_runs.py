@@ -57,7 +57,7 @@ def test_a_second_run_does_nothing(made: Made) -> None:
 
 def test_a_changed_threshold_costs_a_selection_and_a_write(made: Made) -> None:
     requests = made.requests()
-    rules = [{"name": "few_words", "keep": "words < 14"}]
+    rules = [{"name": "few_words", "keep": "words < 10"}]
     write_config(made.config, made.server, made.lists, stages__selection=rules)
     todo = {line.phase: line.todo for line in plan.make(made.config)}
     assert todo["rows"] == todo["dedup"] == todo["pool"] == todo["image_dedup"] == 0
@@ -70,7 +70,7 @@ def test_a_changed_threshold_costs_a_selection_and_a_write(made: Made) -> None:
 
 def test_a_changed_caption_rule_fetches_only_what_was_never_fetched(made: Made) -> None:
     requests = made.requests()
-    stricter = made.again(stages__captions={"min_chars": 90})
+    stricter = made.again(stages__captions={"min_chars": 57})
     assert made.requests() == requests
     assert stricter.report["dropped"]["captions:too_short"] > KINDS
     made.again(stages__captions={"min_chars": 2})
@@ -113,7 +113,7 @@ def test_a_pool_that_is_not_kept_costs_a_new_crawl_and_says_so_in_plan(made: Mad
     assert verify.run(str(made.run))[1] == []
     with pytest.raises(UserError, match=r"pool\.keep is false"):
         retry.run(str(made.run), ["download:http_503"], rebuild=True)
-    rules = [{"name": "few_words", "keep": "words < 14"}]
+    rules = [{"name": "few_words", "keep": "words < 10"}]
     write_config(made.config, made.server, made.lists, stages__selection=rules, pool={"keep": False})
     assert next(line.todo for line in plan.make(made.config) if line.phase == "pool") == 4
     result = made.again(stages__selection=rules, pool={"keep": False})
@@ -191,12 +191,12 @@ def test_verify_finds_what_is_broken(made: Made, fault: str) -> None:
 
 
 def test_clean_removes_old_keys_alone(made: Made) -> None:
-    made.again(stages__selection=[{"name": "few_words", "keep": "words < 14"}])
+    made.again(stages__selection=[{"name": "few_words", "keep": "words < 10"}])
     after = outputs(made.run)
     removed = clean.run(str(made.run))
     assert {path.partition("/")[0] for path in removed} >= {"selection", "shards", "ledger"}
     assert outputs(made.run) == after
-    assert sum(jobs(made.again(stages__selection=[{"name": "few_words", "keep": "words < 14"}])).values()) == 0
+    assert sum(jobs(made.again(stages__selection=[{"name": "few_words", "keep": "words < 10"}])).values()) == 0
     assert verify.run(str(made.run))[1] == []
 
 
@@ -236,3 +236,18 @@ def test_a_run_without_captions_and_dedup_is_whole(first_run: Made, tmp_path: Pa
     assert fates(tmp_path / "runs" / "test") == {
         "download:http_404": KINDS, "images:not_an_image": KINDS, "download:http_503": KINDS, "kept": ROWS - 3 * KINDS
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["captions", "download", "selection"])
+def test_a_run_that_keeps_nothing_ends_with_its_ledger(made: Made, lost: str) -> None:
+    changes: dict[str, Any] = {
+        "captions": {"stages__captions": {"min_chars": 5000}},
+        "download": {
+            "path": write_list(made.folder / "dead.parquet", [made.server.url(f"/status/404/{n}") for n in range(9)], ["text"] * 9)
+        },
+        "selection": {"stages__selection": [{"name": "none", "keep": "false"}]},
+    }[lost]
+    result = made.again(**changes)
+    assert result.balances["rows"].kept == 0
+    assert sum(result.report["dropped"].values()) == result.report["rows_in"] > 0
+    assert verify.run(str(made.run))[1] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.frame import apply, framed
 from stages.download.stage import Download
 from tests.support.server import Server
 
+needs_img2dataset = pytest.mark.skipif(not importlib.util.find_spec("img2dataset"), reason="needs the extra img2dataset: make test-all")
+ENGINES = ["shardmill", pytest.param("img2dataset", marks=needs_img2dataset)]
 QUICK = {"timeout_s": 5, "backoff_s": 0.01, "per_host": {"concurrency": 100, "per_second": None}}
 
 

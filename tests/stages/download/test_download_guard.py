@@ -15,11 +15,9 @@ from pipeline.errors import UserError
 from stages.download import resolver
 from stages.download.guard import Guard, special
 from stages.download.stage import Download
-from tests.stages.download.conftest import QUICK, download, wanted
+from tests.stages.download.conftest import ENGINES, QUICK, download, wanted
 from tests.support.dns import Dns
 from tests.support.server import Server
-
-ENGINES = ["shardmill", "img2dataset"]
 
 # One address of every family that is not for the public, in IANA's order.
 SPECIAL = [
@@ -146,13 +144,13 @@ def test_redirects_are_guarded_in_both_engines(server: Server, names: Dns, engin
     assert set(found.values()) == {"download:forbidden_address"}
 
 
-def test_proxies_of_the_environment_are_not_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_proxies_of_the_environment_are_not_used(server: Server, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server() as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        for engine in ENGINES:
-            rows = download(wanted(["http://a.test/ok"]), {**server.options(), "engine": engine})
-            assert rows[0]["fate"] == "kept"
+        rows = download(wanted(["http://a.test/ok"]), {**server.options(), "engine": engine})
+        assert rows[0]["fate"] == "kept"
         assert proxy.requests == []
 
 

@@ -19,7 +19,7 @@ from pipeline.stage import keyed_config
 from stages.download.optout import OptOut, kind_of, normal
 from stages.download.robots import forbidden_directive, matches, parse_robots
 from stages.download.stage import Download
-from tests.stages.download.conftest import download, fetch, wanted, write_lines
+from tests.stages.download.conftest import ENGINES, download, fetch, wanted, write_lines
 from tests.support.server import Server, bytes_for
 
 TAGS = [
@@ -29,7 +29,7 @@ TAGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["shardmill", "img2dataset"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_x_robots_tag_with_and_without_a_token(server: Server, engine: str) -> None:
     rows = fetch(server, [f"/header?X-Robots-Tag={tag.replace(' ', '%20')}" for tag, _ in TAGS], engine=engine, retries=0)
     assert [row["fate"] for row in rows] == ["download:robots_tag" if forbids else "kept" for _, forbids in TAGS]

@@ -17,7 +17,7 @@ import pytest
 from pipeline.frame import apply, apply_stream, framed
 from pipeline.stage import keyed_config
 from stages.download.stage import Download
-from tests.stages.download.conftest import QUICK, download, fetch, wanted
+from tests.stages.download.conftest import QUICK, download, fetch, needs_img2dataset, wanted
 from tests.support.server import Server, bytes_for
 
 
@@ -158,6 +158,7 @@ IMG2DATASET = {
 }  # fmt: skip
 
 
+@needs_img2dataset
 def test_img2datasets_engine_gives_the_same_reasons(server: Server) -> None:
     options = {"retries": 0, "timeout_s": 0.8, "connect_timeout_s": 0.5, "max_bytes": 1_000_000, "engine": "img2dataset"}
     rows = fetch(server, list(IMG2DATASET), "theirs.test", **options)
@@ -169,6 +170,7 @@ def test_img2datasets_engine_gives_the_same_reasons(server: Server) -> None:
     assert row["fate"] == "download:tls"
 
 
+@needs_img2dataset
 def test_img2datasets_engine_keeps_the_limits_per_host(server: Server) -> None:
     options = {"engine": "img2dataset", "per_host": {"concurrency": 2, "per_second": None}}
     rows = fetch(server, [f"/slow/0.05/{i}" for i in range(8)], "limited.test", **options)
