@@ -1,8 +1,8 @@
 """Ten kills at random moments, then the same bytes: `python tests/acceptance/kill.py [ROWS] [SEED]`.
 
 SIGKILL hits the driver or a Ray worker in turn while runs of one corpus go on; the run is repeated until it ends. Its tars,
-Parquet, manifest, sizes.json and statistics must equal an undisturbed run's, and those of a run on a Ray of several nodes with
-other numbers of workers, of which one leaves and one joins in mid-run. Prints a line a kill; exit code 1 where bytes differ.
+Parquet, manifest, sizes.json and statistics must equal an undisturbed run's. Prints a line a kill; exit code 1 where bytes differ.
+Nodes that leave: tests/acceptance/cluster.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.support.cluster import ray_cluster
 from tests.support.corpus import command, fates, outputs, serve_pictures, shardmill, write_config
 from tests.support.server import Server
 
@@ -42,9 +41,7 @@ def main(rows: int, seed: int) -> int:
             if kills < KILLS and _finished(config):
                 (config.parent / "runs").rename(folder / f"finished-{kills}")
         shardmill("run", str(config))
-        bad = _compare("after ten kills", outputs(config.parent / "runs" / "test"), outputs(calm))
-        bad |= _compare("several nodes", outputs(_on_cluster(folder / "nodes", server, listed)), outputs(calm))
-    return bad
+        return _compare("after ten kills", outputs(config.parent / "runs" / "test"), outputs(calm))
 
 
 def _config(folder: Path, server: Server, listed: Path, **changes: object) -> Path:
@@ -95,21 +92,6 @@ def _disturbed(config: Path, dice: random.Random, most: int) -> int:
 def _committed(config: Path) -> int:
     """Counted while files come and go."""
     return sum(name.endswith((".parquet", ".arrow", ".tar")) for _, _, names in os.walk(config.parent / "runs") for name in names)
-
-
-def _on_cluster(folder: Path, server: Server, listed: Path) -> Path:
-    """The same on three nodes; one leaves and one joins while the pool is filled."""
-    with ray_cluster(nodes=3, cpus=1) as nodes:
-        config = _config(folder, server, listed, ray={"address": nodes.address})
-        with subprocess.Popen(command("run", str(config))) as going:
-            while _committed(config) < 60 and going.poll() is None:
-                time.sleep(0.1)
-            nodes.remove_one()
-            nodes.add_one()
-            print(f"  a node left and one joined at {_committed(config)} committed files")
-            if going.wait(280):
-                raise SystemExit("the run on several nodes failed")
-    return folder / "runs" / "test"
 
 
 def _compare(what: str, got: dict[str, str], wanted: dict[str, str]) -> int:
