@@ -276,23 +276,25 @@ def _check_reachable(address: str) -> None:
 
 
 def _cannot_join(address: str, err: BaseException) -> UserError:
+    said = "".join(getattr(err, "__notes__", [])).strip().rpartition("\n")[2].partition("] ")[2]
     return UserError(
-        f"ray.address: cannot join a Ray cluster at {address}: {error_text(err)}; give HOST:PORT of a running head, or local to work here"
+        f"ray.address: cannot join a Ray cluster at {address}: {error_text(err)}{said and f' ({said})'}; "
+        "give HOST:PORT of a running head (and its token, see docs/guide/cluster.md), or local to work here"
     )
 
 
 @contextlib.contextmanager
 def _held_stderr() -> Iterator[None]:
-    """Keeps what Ray's C++ side writes to stderr while it starts; it is shown only where the start fails."""
+    """Keeps what Ray's C++ side writes to stderr while it starts; where the start fails, it is a note of the error."""
     sys.stderr.flush()
     true_stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as err:
             held.seek(0)
-            os.write(true_stderr, held.read())
+            err.add_note(held.read().decode(errors="replace"))
             raise
         finally:
             os.dup2(true_stderr, 2)
