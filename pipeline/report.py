@@ -43,18 +43,26 @@ def _level(found: Balance) -> dict[str, Any]:
 
 
 def _session(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What this session did: wall seconds and jobs of each phase."""
-    return [{name: phase[name] for name in ("phase", "jobs", "seconds")} for phase in phases]
+    """What this session did: jobs, rows and wall seconds of each phase, waiting for workers included."""
+    out = []
+    for phase in phases:
+        rows = sum(int(done.get("rows", 0)) for done in phase["done"])
+        rate = round(rows / max(phase["seconds"], 1e-9), 1)
+        out.append({**{name: phase[name] for name in ("phase", "jobs", "seconds")}, "rows": rows, "rows_per_second": rate})
+    return out
 
 
 def _stages(store: Store, con: Any) -> dict[str, dict[str, float]]:
-    """What each stage took in all sessions of the run together: rows, worker seconds (wall and CPU), rows a worker second."""
+    """What each stage took in all sessions of the run together: rows, seconds, CPU seconds, rows a CPU second.
+
+    Seconds are the sum over parts, of which a worker has several at once; CPU is null for download, which shares its thread.
+    """
     paths = [f"metrics/{name}" for name in store.names("metrics", ".parquet")]
     columns = [("stage", pa.string()), ("rows", pa.int64()), ("seconds", pa.float64()), ("cpu_seconds", pa.float64())]
     views.files(con, "metrics", store, paths, pa.schema(columns))
     sql = "SELECT stage, sum(rows), round(sum(seconds), 3), round(sum(cpu_seconds), 3) FROM metrics GROUP BY stage ORDER BY stage"
     return {
-        stage: {"rows": int(rows), "seconds": seconds, "cpu_seconds": cpu, "rows_per_second": round(rows / max(seconds, 1e-9), 1)}
+        stage: {"rows": int(rows), "seconds": seconds, "cpu_seconds": cpu, "rows_per_cpu_second": cpu and round(rows / max(cpu, 1e-9), 1)}
         for stage, rows, seconds, cpu in con.execute(sql).fetchall()
     }
 
@@ -124,8 +132,9 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)
     if report["scored"] != "yes":
         console.print("not scored: no image was compared with its caption; mismatched pairs are still in", soft_wrap=True)
-    rates = [f"{stage} {took['rows_per_second']:,.0f}/s" for stage, took in report["stages"].items() if took["rows"]]
-    console.print(f"rows a worker second: {' · '.join(rates)}", soft_wrap=True)
+    worked = [f"{p['phase']} {p['rows']:,} rows in {p['seconds']:,.1f} s" for p in report["session"] if p["rows"]]
+    if worked:
+        console.print(" · ".join(worked), soft_wrap=True)
     if "demonstration" in report:
         console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
     console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")

@@ -146,10 +146,10 @@ class ShuffleWork:
     def __call__(self, job: Job, _careful: bool) -> Done:
         timings: dict[str, Timing] = {}
         with HEART.at(job["id"], self.stage.name, int(job.get("rows", 0)), timings):
-            rows: int = getattr(self, f"_{self.step}")(job)
-        return {"rows": rows, "timings": as_dict(timings)}
+            done: Done = getattr(self, f"_{self.step}")(job)
+        return {**done, "timings": as_dict(timings)}
 
-    def _key(self, job: Job) -> int:
+    def _key(self, job: Job) -> Done:
         """Rows -> entries, sorted into the exchange's buckets."""
         tables = []
         for path, base in job["parts"]:
@@ -160,9 +160,9 @@ class ShuffleWork:
         entries = self.stage.keyed(rows)
         bucket = (entries["key"].to_numpy() % np.uint64(job["buckets"])).astype(np.int64)
         exchange.write(self.store, job["out"], entries, bucket, job["buckets"])
-        return len(rows)
+        return {"rows": len(rows)}
 
-    def _pair(self, job: Job) -> int:
+    def _pair(self, job: Job) -> Done:
         """One bucket -> candidate pairs, proven edges, fates; candidates last, since they say that it is done."""
         entries = exchange.read(self.store, job["keyed"], job["bucket"])
         found = self.stage.pairs(entries)
@@ -171,14 +171,14 @@ class ShuffleWork:
         self.store.write_table(f"{stem}.fates.parquet", found.fates)
         self.store.write_json(f"{stem}.json", found.counts)
         self.store.write_table(job["out"], found.candidates)
-        return 0
+        return {}
 
-    def _verify(self, job: Job) -> int:
+    def _verify(self, job: Job) -> Done:
         pairs = self.store.read_table(job["texts"])
         self.store.write_table(job["out"], self.stage.verify(pairs))
-        return len(pairs)
+        return {"pairs": len(pairs)}
 
-    def _connect(self, job: Job) -> int:
+    def _connect(self, job: Job) -> Done:
         """All edges -> the component of each row that has any."""
         found = self.stage.components(self.store.read_table(path) for path in job["edges"])
         counts = dict(found.counts)
@@ -188,7 +188,7 @@ class ShuffleWork:
                 counts[name] = counts.get(name, 0) + count
         self.store.write_json(job["out"].replace(".parquet", ".json"), counts)
         self.store.write_table(job["out"], found.labels)
-        return len(found.labels)
+        return {"labels": len(found.labels)}
 
 
 def _write_parts(con: Any, store: Store, stage: Any, folder: str, steps: str) -> None:

@@ -153,7 +153,7 @@ class MoveWork:
             images = pa.concat_tables(tables)
             bucket = bucket_of(images["shard"].to_numpy().astype(np.int64), job["shards"])
             exchange.write(self.store, job["out"], images, bucket, job["buckets"])
-        return {"rows": len(moves), "timings": as_dict(timings)}
+        return {"moved": len(moves), "timings": as_dict(timings)}
 
 
 @dataclass
