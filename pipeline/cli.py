@@ -110,6 +110,37 @@ def verify(run: Run) -> None:
     raise typer.Exit(DONE if pipeline.verify.show(run) else BUG)
 
 
+@app.command("eval")
+def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    model: Annotated[str, typer.Argument(help="open_clip's name, a folder of a model or a checkpoint, or offline-scorer.")],
+    data: Annotated[list[str] | None, typer.Option(help="A run, shards, or a CSV with --images; repeatable.")] = None,
+    images: Annotated[str | None, typer.Option(help="The folder of the images that the CSV names.")] = None,
+    judgements: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="CSV IMAGES", help="People's judgements, for Kendall's tau-c.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip's tag of the weights, or a file of weights.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Zero-shot: a text file of class names, one a line.")] = None,
+    templates: Annotated[str, typer.Option(help="Zero-shot: openai, simple, plain, or a file with {} for the class.")] = "openai",
+    caption: Annotated[str | None, typer.Option(help="JSON key or column of the captions, other than the usual.")] = None,
+    label: Annotated[str | None, typer.Option(help="JSON key or column of the labels, other than .cls.")] = None,
+    prefix: Annotated[str, typer.Option(help="Put before each judged caption (CLIPScore: 'A photo depicts ').")] = "",
+    captioning: Annotated[bool, typer.Option("--captioning/--no-captioning", help="Have a CoCa model write captions.")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the shuffled pairs.")] = 0,
+    out: Annotated[
+        str | None, typer.Option(help="Where the figures go; by default eval.json, in the model's folder if it has one.")
+    ] = None,
+) -> None:
+    """Measures a model: retrieval, zero-shot classes, true against shuffled pairs, CoCa's captions, agreement with people."""
+    import pipeline.evaluate
+
+    options = pipeline.evaluate.Options(
+        tuple(data or ()), images, judgements, prefix, caption, label, classes, templates, captioning, batch, seed
+    )
+    pipeline.evaluate.show(pipeline.evaluate.run(model, options, pretrained, device, out))
+
+
 @app.command()
 def stages(
     name: Annotated[str | None, typer.Argument(help="One stage (or module:Class) in full; without it, all in short.")] = None,

@@ -1,0 +1,206 @@
+"""`shardmill eval`: what a model is worth on data, as figures in eval.json and a table on the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.storage import Store
+from stages.evaluate import captioning, data, judgements, pairs, retrieval, scorers, zeroshot
+from stages.evaluate.embedding import Embedded, Item, embed
+
+NAMED = 20  # keys of unusable images that eval.json names; all are counted
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate on what; the command's options one by one (docs/guide/evaluate.md)."""
+
+    data: tuple[str, ...] = ()
+    images: str | None = None
+    judgements: tuple[str, str] | None = None
+    prefix: str = ""
+    caption_key: str | None = None
+    label_key: str | None = None
+    classes: str | None = None
+    templates: str = "openai"
+    write_captions: bool = True
+    batch: int = 64
+    seed: int = 0
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+def run(model: str, options: Options, pretrained: str | None = None, device: str | None = None, out: str | None = None) -> dict[str, Any]:
+    """Evaluates, writes `out` (a file or URL; by default eval.json, in the model's folder where it is one) and returns its content."""
+    if not options.data and options.judgements is None:
+        raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
+    began = time.monotonic()
+    scorer = scorers.load(model, pretrained, device or _device())
+    found = evaluate(scorer, options)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    where = out or (f"{model.rstrip('/')}/eval.json" if Path(model).is_dir() else "eval.json")
+    folder, _, name = where.rpartition("/")
+    Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
+    return {**found, "written": where}
+
+
+def _device() -> str:
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def evaluate(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
+    """All figures that the data and the model allow; `left_out` says which were not computed, and why."""
+    found: dict[str, Any] = {"model": scorer.about, "seed": options.seed}
+    if options.data:
+        found |= _on_data(scorer, options)
+    if options.judgements:
+        found["judgements"] = _on_judgements(scorer, *options.judgements, options)
+    return found
+
+
+def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
+    items, facts = _items(options)
+    left_out: dict[str, str] = {}
+    embedded = embed(scorer, _watched(items), options.batch, _captioner(scorer, options, left_out))
+    facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
+    facts["unusable_keys"] = embedded.unusable[:NAMED]
+    if not len(embedded.image):
+        raise UserError(f"eval: {', '.join(options.data)}: no image that can be decoded")
+    found: dict[str, Any] = {"data": facts}
+    if len(embedded.text) and len(embedded.image) > 1:
+        found["retrieval"] = retrieval.recalls(retrieval.ranks(embedded.image, embedded.text, embedded.owner))
+        found["pairs"] = pairs.figures(embedded.image, embedded.text, embedded.owner, options.seed)
+    else:
+        left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions"
+    if any(label is not None for label in embedded.labels):
+        found["zeroshot"] = _zeroshot(scorer, embedded, options)
+    else:
+        left_out["zeroshot"] = "the data has no labels (.cls, or --label)"
+    if embedded.written and len(embedded.text):
+        found["captioning"] = _captioning(embedded)
+    return {**found, "left_out": left_out}
+
+
+def _items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
+    """The data, and what is known of it beforehand."""
+    fields = data.Fields(options.caption_key, options.label_key)
+    facts: dict[str, Any] = {"sources": list(options.data)}
+    tables = [source for source in options.data if source.endswith((".csv", ".tsv"))]
+    if not tables and options.images is None:
+        return data.of_shards(options.data, fields, options.storage_options), facts
+    if options.images is None or len(options.data) > 1:
+        raise UserError(f"eval: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER")
+    table = data.of_table(options.data[0], options.images, fields, options.storage_options)
+    return table, {**facts, "images_in": options.images, "rows_without_image": table.absent}
+
+
+def _captioner(scorer: scorers.Scorer, options: Options, left_out: dict[str, str]) -> captioning.Captioner | None:
+    if not isinstance(scorer, scorers.OpenClip) or not scorer.captions:
+        left_out["captioning"] = "the model writes no captions (CoCa does)"
+    elif not options.write_captions:
+        left_out["captioning"] = "not asked for (--no-captioning)"
+    elif not captioning.ready():
+        left_out["captioning"] = "needs pycocoevalcap: pip install pycocoevalcap==1.2"
+    else:
+        return captioning.Captioner(scorer)
+    return None
+
+
+def _zeroshot(scorer: scorers.Scorer, embedded: Embedded, options: Options) -> dict[str, Any]:
+    listed = [line.strip() for line in _text(options.classes).splitlines() if line.strip()] if options.classes else None
+    names, places = data.classes_of(embedded.labels, listed)
+    lines = _text(options.templates) if "/" in options.templates or Path(options.templates).is_file() else None
+    prompts = zeroshot.templates(options.templates, lines)
+    weights = zeroshot.classifier(scorer, names, prompts)
+    labelled = np.flatnonzero(np.array(places) >= 0)
+    found = zeroshot.figures(embedded.image[labelled], np.array(places)[labelled], weights)
+    return {**found, "templates": options.templates, "templates_count": len(prompts), "unlabelled": len(places) - len(labelled)}
+
+
+def _captioning(embedded: Embedded) -> dict[str, Any]:
+    references: list[list[str]] = [[] for _ in embedded.written]
+    for caption, at in zip(embedded.captions, embedded.owner, strict=True):
+        references[at].append(caption)
+    having = [at for at, some in enumerate(references) if some]
+    written = [embedded.written[at] for at in having]
+    scores = captioning.scored(written, [references[at] for at in having])
+    return {**scores, "examples": [{"written": one, "given": references[at][0]} for one, at in zip(written[:5], having, strict=False)]}
+
+
+def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Options) -> dict[str, Any]:
+    judged = judgements.read(_text(table), table)
+    files = data.files_in(folder, options.storage_options)
+    embedded = embed(scorer, _watched(judgements.items(judged, files, options.storage_options, options.prefix)), options.batch)
+    usable, scores = judgements.scored(judged, files, embedded)
+    if not usable:
+        raise UserError(f"{folder}: holds none of the images that {table} judges ({judged[0].image}, …)")
+    facts = {"table": table, "images_in": folder, "prefix": options.prefix, "left_out": len(judged) - len(usable)}
+    return {**facts, **judgements.figures(usable, scores)}
+
+
+def _text(path: str | None) -> str:
+    try:
+        with fsspec.open(path, "rb") as handle:
+            return bytes(handle.read()).decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise UserError(f"{path}: no such file") from err
+
+
+def _watched(items: Iterable[Item]) -> Iterable[Item]:
+    """The same items, counted on the terminal as they go by."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, "samples", console=Console(stderr=True), transient=True)
+
+
+SHOWN = {
+    "retrieval": tuple(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in retrieval.KS),
+    "zeroshot": ("top1", "top5", "mean_per_class"),
+    "pairs": ("auc",),
+    "captioning": ("bleu4", "cider"),
+    "judgements": ("tau_c", "tau_c_others"),
+}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints the figures; all that was measured, and on what, stands in eval.json."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    grid = Table("measure", "figure", "of", title=f"{found['model'].get('model', 'model')}", title_style="bold")
+    for section, names in SHOWN.items():
+        for name in names:
+            if (value := found.get(section, {}).get(name)) is not None:
+                grid.add_row(f"{section} {name}", f"{value:.4f}", _of(section, name, found[section]))
+    console.print(grid)
+    for what, why in found.get("left_out", {}).items():
+        console.print(Text(f"not measured: {what}: {why}"), soft_wrap=True)
+    if keys := found.get("data", {}).get("unusable_keys"):
+        count = found["data"]["unusable"]
+        console.print(Text(f"left out, their image cannot be decoded: {count} samples: {', '.join(keys)}"), soft_wrap=True)
+    console.print(Text(f"written to {found['written']}"), soft_wrap=True)
+
+
+def _of(section: str, name: str, figures: dict[str, Any]) -> str:
+    if section == "retrieval":
+        way = name.partition("_R@")[0]
+        return f"{figures[f'{way}_queries']} {'images' if way.startswith('image') else 'captions'}"
+    if section == "judgements":
+        return f"{figures['pairs_others'] if name.endswith('others') else figures['pairs']} pairs"
+    return f"{figures['pairs']} pairs" if section == "pairs" else f"{figures['images']} images"

@@ -1,0 +1,142 @@
+"""Evaluation data: shards (ours, or any of img2dataset's and webdataset's form), or a table of images and captions beside a folder.
+
+Samples of one image are brought together, since an image with several captions is one image in retrieval: in shards they have the
+same `sha256`, else the same `url`, in their JSON (without both each sample is an image of its own); in a table the same file name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import UserError
+from stages.evaluate.embedding import Item
+
+IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path")
+CAPTION_COLUMNS = ("caption", "alt", "title", "text")
+LABEL_COLUMNS = ("label", "class", "cls")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where a sample's captions and label stand: keys of its JSON, or columns of a table.
+
+    None: the sample's .txt and .cls, or the usual names of columns.
+    """
+
+    caption: str | None = None
+    label: str | None = None
+
+
+def of_shards(sources: Sequence[str], fields: Fields = Fields(), storage_options: dict[str, Any] | None = None) -> Iterator[Item]:
+    """Every sample of these runs, shard folders or tars, once, in their order."""
+    from stages.train import corpus, reading
+
+    for sample in reading.samples(corpus.open_corpora(list(sources), storage_options or {})):
+        yield of_sample(sample, fields)
+
+
+def of_sample(sample: dict[str, Any], fields: Fields) -> Item:
+    """One sample as `reading.samples` gives it: key, image (bytes, or frames), text, json, and cls where there is one."""
+    facts = sample.get("json") or {}
+    image = sample.get("image") or []
+    frames = [image] if isinstance(image, bytes) else list(image)
+    identity = next((f"{name}:{facts[name]}" for name in ("sha256", "url") if facts.get(name)), f"key:{sample['key']}")
+    label = facts.get(fields.label) if fields.label else sample.get("cls")
+    return Item(sample["key"], identity, frames, _captions(sample, facts, fields), None if label is None else str(label).strip())
+
+
+def _captions(sample: dict[str, Any], facts: dict[str, Any], fields: Fields) -> list[str]:
+    """The .txt, a caption a line, as benchmarks in webdataset form have it; or a JSON key: a text or a list of them."""
+    found = facts.get(fields.caption) if fields.caption else (sample.get("text") or "").splitlines()
+    listed = [found] if isinstance(found, str) else found if isinstance(found, list) else []
+    return [" ".join(str(one).split()) for one in listed if str(one).strip()]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's images that are there, each with all its captions, and how many of its rows name an image that is not."""
+
+    items: list[tuple[str, str, list[str], str | None]]  # name, address, captions, label
+    absent: int
+    storage_options: dict[str, Any]
+
+    def __iter__(self) -> Iterator[Item]:
+        for name, address, captions, label in self.items:
+            with fsspec.open(address, "rb", **self.storage_options) as handle:
+                yield Item(name, name, [handle.read()], captions, label)
+
+
+def of_table(path: str, folder: str, fields: Fields = Fields(), storage_options: dict[str, Any] | None = None) -> Table:
+    """A CSV or TSV with a row for each pair, its image named relative to `folder`; columns by `fields` or by their usual names.
+
+    Rows whose image is not in the folder are left out and counted (`absent`): a table often lists more than one split. Raises UserError
+    for columns that are not there, and where no image is.
+    """
+    options = storage_options or {}
+    rows = _rows(path, options)
+    names = list(rows[0]) if rows else []
+    image = _column(path, names, None, IMAGE_COLUMNS, "image") or ""
+    caption = _column(path, names, fields.caption, CAPTION_COLUMNS, "caption", needed=fields.label is None)
+    label = _column(path, names, fields.label, LABEL_COLUMNS, "label", needed=fields.label is not None)
+    present = files_in(folder, options)
+    absent = sum(row[image] not in present for row in rows)
+    if absent == len(rows):
+        raise UserError(f"{folder}: holds none of the images that {path} names ({rows[0][image] if rows else 'none'}, …)")
+    found: dict[str, tuple[str, str, list[str], str | None]] = {}
+    for row in rows:
+        if (name := row[image]) in present:
+            entry = found.setdefault(name, (name, present[name], [], row[label] if label else None))
+            text = " ".join(row[caption].split()) if caption else ""
+            entry[2].extend([text] if text else [])
+    return Table(list(found.values()), absent, options)
+
+
+def _rows(path: str, options: dict[str, Any]) -> list[dict[str, str]]:
+    try:
+        with fsspec.open(path, "rb", **options) as handle:
+            text = handle.read().decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise UserError(f"{path}: no such file; give a CSV with --images, or shards without") from err
+    tabs = path.endswith((".tsv", ".tsv.txt"))
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t" if tabs else ",", restval=""))
+
+
+def _column(path: str, names: list[str], given: str | None, usual: Iterable[str], what: str, needed: bool = True) -> str | None:
+    found = given if given in names else None if given else next((name for name in usual if name in names), None)
+    if found is None and needed:
+        wanted = repr(given) if given else f"one of {', '.join(usual)}"
+        raise UserError(f"{path}: has the columns {', '.join(names) or 'none'}; the {what} column must be {wanted}")
+    return found
+
+
+def files_in(folder: str, options: dict[str, Any]) -> dict[str, str]:
+    """Names relative to the folder -> addresses, of all its files."""
+    fs, root = fsspec.core.url_to_fs(folder, **options)
+    root = root.rstrip("/")
+    if not fs.isdir(root):
+        raise UserError(f"{folder}: no such folder of images")
+    return {path[len(root) + 1 :]: fs.unstrip_protocol(path) for path in fs.find(root)}
+
+
+def classes_of(labels: Sequence[str | None], listed: Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """Class names, and each label's place among them (-1: no label). A label is a class's name, or its number from 0 in `listed`.
+
+    Raises UserError for labels that name no class, and for bare numbers without a list.
+    """
+    given = [label for label in labels if label is not None]
+    if listed is None:
+        if all(label.isdecimal() for label in given):
+            raise UserError("classes: the data's labels are numbers; give the class names as a text file, one a line in that order")
+        listed = sorted(set(given))
+    place = {name: at for at, name in enumerate(listed)}
+    out = [-1 if label is None else place.get(label, int(label) if label.isdecimal() else -2) for label in labels]
+    wrong = next((label for label, at in zip(labels, out, strict=True) if at == -2 or at >= len(listed)), None)
+    if wrong is not None:
+        raise UserError(f"classes: the label {wrong!r} is none of the {len(listed)} classes")
+    return list(listed), out

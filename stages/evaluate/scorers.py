@@ -1,0 +1,124 @@
+"""What is evaluated: anything that embeds images and texts into one space, by the name a user gives it.
+
+An open_clip model (a name and the tag or file of its weights, or a folder as open_clip's hub models have), a checkpoint of our own
+training, or the bundled `offline-scorer`. Figures are computed from embeddings alone, so that all are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import UserError
+from stages.lib import torchvision_shim
+
+OFFLINE = "offline-scorer"
+
+
+class Scorer(Protocol):
+    """Embeds a batch. Rows need no normalising: whoever compares does it. `about` says what it is, for eval.json."""
+
+    about: dict[str, Any]
+
+    def encode_image(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """float32[n, d] of n RGB images."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32[n, d]."""
+        ...
+
+
+@dataclass
+class OpenClip:
+    """A model of open_clip's interface in evaluation mode, with its transform and tokenizer."""
+
+    model: Any
+    transform: Any
+    tokenizer: Any
+    about: dict[str, Any]
+    device: str = "cpu"
+
+    def pixels(self, images: Sequence[Image.Image]) -> Any:
+        """Transformed images, a tensor [n, 3, height, width] of the model's own type on its device."""
+        import torch
+
+        dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        return torch.stack([self.transform(image) for image in images]).to(self.device, dtype)
+
+    def encode_image(self, images: Sequence[Image.Image]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self.model.encode_image(self.pixels(images)).float().cpu().numpy())
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float().cpu().numpy())
+
+    @property
+    def captions(self) -> bool:
+        """Whether the model writes captions (CoCa)."""
+        return hasattr(self.model, "text_decoder")
+
+
+def load(name: str, pretrained: str | None = None, device: str = "cpu") -> Scorer:
+    """The scorer of this name: see the module. Raises UserError for what is not there."""
+    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
+        raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
+    torchvision_shim.ensure()
+    if name == OFFLINE:
+        return _offline(device)
+    return _open_clip(name, pretrained, device)
+
+
+def _offline(device: str) -> Scorer:
+    import importlib
+
+    module = importlib.import_module("stages.lib.offline_scorer")
+    scorer: Scorer = module.load(device)
+    return scorer
+
+
+def _open_clip(name: str, pretrained: str | None, device: str) -> OpenClip:
+    import open_clip
+
+    folder = Path(name).is_dir()
+    if folder and not (Path(name) / "open_clip_config.json").is_file():
+        raise UserError(
+            f"{name}: neither a checkpoint of shardmill train nor a folder with open_clip_config.json, as open_clip's hub models have"
+        )
+    full = f"local-dir:{name}" if folder else name
+    brings = folder or name.startswith(("hf-hub:", "local-dir:"))
+    if not brings:
+        _check_weights(name, pretrained)
+    # weights_only: a checkpoint is a stranger's data and must not run code.
+    model, _, transform = open_clip.create_model_and_transforms(
+        full, pretrained=None if brings else pretrained, device=device, weights_only=True
+    )
+    about = {"model": name, "pretrained": None if brings else pretrained, "parameters": sum(p.numel() for p in model.parameters())}
+    return OpenClip(model.eval(), transform, open_clip.get_tokenizer(full), about, device)
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    import difflib
+
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"eval: open_clip knows no model {name}, and there is no such folder{hint}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not (pretrained and Path(pretrained).is_file()) and pretrained not in tags:
+        said = f"{pretrained!r} is none of" if pretrained else "a model without weights answers nothing; choose by --pretrained one of"
+        raise UserError(f"eval: {said} {name}'s weights: {', '.join(tags) or 'none'} (or a file)")
