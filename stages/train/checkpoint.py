@@ -1,0 +1,105 @@
+"""Checkpoints: one file a state, whole or not there, that any number of workers and either strategy can load.
+
+A file is what open_clip reads as a checkpoint too: weights by name under `state_dict`. Sharded state is gathered to whole tensors
+before it is written, so DDP and FSDP write the same. `model/` holds the weights alone, as a folder that open_clip loads.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.storage import Store
+from stages.train.models import Model
+from stages.train.optim import Ema
+
+FOLDER = "checkpoints"
+FORMAT = 1
+NET = "net."
+
+
+def gather(module: Any, optimizer: Any, ema: Ema | None) -> dict[str, Any]:
+    """Weights, optimizer state and moving average as whole CPU tensors by name, on rank 0; every rank has to ask."""
+    from torch.distributed.checkpoint import state_dict as states
+
+    options = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = states.get_model_state_dict(module, options=options)
+    return {
+        "state_dict": {name.removeprefix(NET): _plain(name, value) for name, value in weights.items() if name.startswith(NET)},
+        "extra": {name: value for name, value in weights.items() if not name.startswith(NET)},
+        "optimizer": states.get_optimizer_state_dict(module, optimizer, options=options),
+        "ema": ema.state() if ema is not None else {},
+    }
+
+
+def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any]) -> None:
+    """Puts a gathered state back, sharded as `module` is."""
+    from torch.distributed.checkpoint import state_dict as states
+
+    options = states.StateDictOptions(full_state_dict=True)
+    shapes = {name.removeprefix("module."): value.shape for name, value in module.named_parameters()}
+    weights = {**{NET + name: value for name, value in state["state_dict"].items()}, **state["extra"]}
+    weights = {name: value.reshape(shapes[name]) if name in shapes else value for name, value in weights.items()}
+    states.set_model_state_dict(module, weights, options=options)
+    held = state["optimizer"]
+    for name, values in held["state"].items():
+        for key, value in values.items():
+            if key != "step":
+                values[key] = value.reshape(shapes[name])
+    states.set_optimizer_state_dict(module, optimizer, held, options=options)
+    if ema is not None:
+        ema.load(state["ema"] or {name: weights[name] for name in ema.names})
+
+
+def save(store: Store, state: dict[str, Any], step: int, keep: int) -> str:
+    """Writes a state atomically as that of `step`, then removes all but the `keep` latest. Returns its path below `store`."""
+    import torch
+
+    path = f"{FOLDER}/step-{step:09d}.pt"
+    with store.atomic(path) as target:
+        torch.save({"format": FORMAT, **state}, target)
+    for name in names(store)[:-keep]:
+        store.remove(f"{FOLDER}/{name}")
+    return path
+
+
+def names(store: Store) -> list[str]:
+    """The files of checkpoints, oldest first."""
+    return [name for name in store.names(FOLDER, ".pt") if name.startswith("step-")]
+
+
+def latest(store: Store) -> dict[str, Any] | None:
+    """The newest state, on the CPU; None where there is none. Raises UserError for one that this version cannot read."""
+    import torch
+
+    found = names(store)
+    if not found:
+        return None
+    with store.open(f"{FOLDER}/{found[-1]}") as handle:
+        state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise UserError(f"{store.address(FOLDER)}/{found[-1]}: another version of shardmill wrote this checkpoint; give another train.out")
+    return state
+
+
+def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model") -> str:
+    """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE. Returns the path."""
+    from safetensors.torch import save_file
+
+    if model.description:
+        store.write(f"{folder}/open_clip_config.json", (json.dumps(model.description, indent=2) + "\n").encode())
+    with store.atomic(f"{folder}/open_clip_model.safetensors") as target:
+        save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target))
+    return store.address(folder)
+
+
+def averaged(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a gathered state with the moving average in place of those that are trained."""
+    average = {name.removeprefix(NET): _plain(name, value) for name, value in state["ema"].items() if name.startswith(NET)}
+    return {**state["state_dict"], **average}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """open_clip's shape: FSDP2 keeps the scalars logit_scale and logit_bias as vectors of one element."""
+    return value.reshape(()) if name.rpartition(".")[2] in ("logit_scale", "logit_bias") and value.numel() == 1 else value

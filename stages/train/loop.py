@@ -1,0 +1,347 @@
+"""The training loop of one rank: batches in, steps, metrics and checkpoints out; what it does follows from config and data alone.
+
+Everything that ranks must agree on travels in one small all-reduce a step: the loss, whether it is finite, whether to stop. On a GPU its
+answer is looked at one step later, so that the GPU never waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.storage import Store
+from stages.train import checkpoint, losses, models, optim
+from stages.train.config import Train, resumable
+from stages.train.metrics import Line, Metrics
+from stages.train.step import Stepper, parallel
+
+log = logging.getLogger("shardmill")
+DONE, STOPPED, FAILED = "done", "stopped", "failed"
+
+
+class Source(Protocol):
+    """What gives batches: the loader of shards, or of frozen features, or a test's own."""
+
+    samples: int
+    fingerprint: str
+
+    def steps(self, epoch: int) -> int:
+        """Batches of an epoch, the same on all ranks."""
+        ...
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        """This rank's share of each global batch: step, ids, image, text, keys, replaced."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a rank stands, and whom it talks to. `device`: a torch device's name. `begin`, `report` and `evaluate` are called on rank 0 alone."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    begin: Callable[[int, int], None] = lambda step, steps: None
+    report: Callable[[Line], None] = lambda line: None
+    stop: Callable[[], bool] = lambda: False
+    evaluate: Callable[[str, int], None] | None = None  # folder of a model, epochs done
+
+
+@dataclass
+class Outcome:
+    """How a rank's training ended: done, stopped (the same command goes on) or failed (`error` says what to mend)."""
+
+    state: str
+    step: int = 0
+    steps: int = 0
+    error: str = ""
+    last: Line = field(default_factory=dict)
+
+
+class NotFinite(UserError):
+    """The loss or the gradients are not numbers any more."""
+
+
+@dataclass
+class Taken:
+    """A step that was taken, with its figures still on the device."""
+
+    step: int
+    epoch: int
+    rate: float
+    names: list[str]
+    values: Any
+    ready: Any
+    keys: list[str]
+    wait_s: float
+    replaced: int
+    order: np.uint64
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Window:
+    """What is summed up from one line of metrics to the next."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    wait_s: float = 0.0
+    replaced: int = 0
+    order: np.uint64 = field(default_factory=lambda: np.uint64(0))
+
+    def add(self, taken: Taken) -> None:
+        self.steps += 1
+        self.wait_s += taken.wait_s
+        self.replaced += taken.replaced
+        with np.errstate(over="ignore"):
+            self.order = np.uint64(self.order + taken.order)
+
+
+def digest(ids: Any, step: int, first: int) -> np.uint64:
+    """Of which samples stand where in a step's global batch; a sum over samples, so that ranks' digests add up (modulo 2^64).
+
+    ids: this rank's, int64[b]; `first`: the place of its first sample in the global batch. Mixing as in splitmix64 (Steele et al. 2014).
+    """
+    places = np.uint64(2) * (first + np.arange(len(ids))).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = (np.asarray(ids).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * (np.uint64(2 * step + 1) * np.uint64(0xBF58476D1CE4E5B9) + places)
+        return np.uint64((mixed ^ (mixed >> np.uint64(27))).sum(dtype=np.uint64))
+
+
+def train(config: Train, context: Context, open_source: Callable[[Train, models.Model, Context], Source]) -> Outcome:
+    """Trains from the last checkpoint in `config.out` (or from the start) to the end, on this rank.
+
+    Raises UserError for what can be mended in the config, and where the loss is not finite.
+    """
+    store = Store(config.out or "", dict(config.storage_options))
+    rank = _Rank(config, context, store, open_source)
+    try:
+        return rank.run()
+    finally:
+        rank.close()
+
+
+class _Rank:
+    """One rank's training: its state and the loop over it."""
+
+    def __init__(self, config: Train, context: Context, store: Store, open_source: Any) -> None:
+        import torch
+
+        self.config, self.context, self.store = config, context, store
+        self.model = models.build(config)
+        self.source: Source = open_source(config, self.model, context)
+        self.steps_of = [self.source.steps(epoch) for epoch in range(config.epochs)]
+        self.steps = sum(self.steps_of)
+        self.stepper = _stepper(config, self.model, context, torch.device(context.device))
+        self.share = config.batch // context.world
+        self.step = 0  # steps taken
+        self.pending: Taken | None = None
+        self.window = Window()
+        self.last: Line = {}
+        self.stopping = False
+        self.finished = False
+        self._resume()
+        self.metrics = Metrics(store, self.step, config.tensorboard) if context.rank == 0 else None
+
+    def _resume(self) -> None:
+        state = checkpoint.latest(self.store)
+        if state is None:
+            return
+        where = self.store.address(checkpoint.FOLDER)
+        for name in resumable(json.loads(state["config"]), self.config):
+            if self.context.rank == 0:
+                log.info("train.%s differs from what it was when the checkpoint in %s was written", name, where)
+        if state["fingerprint"] != self.source.fingerprint:
+            raise UserError(f"train.data: the shards are not those that the checkpoints in {where} were trained on; give another train.out")
+        checkpoint.restore(self.stepper.module, self.stepper.optimizer, self.stepper.ema, state)
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+        self.finished = bool(state["finished"])
+
+    def run(self) -> Outcome:
+        if self.context.rank == 0:
+            self.context.begin(self.step, self.steps)
+        if self.finished and self.step >= self.steps:
+            return self._outcome(DONE)
+        models.train_mode(self.stepper.inner)
+        epoch, start = self._place()
+        while epoch < self.config.epochs:
+            for batch, wait_s in _timed(self.source.batches(epoch, start)):
+                self._take(batch, wait_s, epoch)
+                start += 1
+                ended = start == self.steps_of[epoch]
+                every = self.config.checkpoint.every_steps
+                if self.stopping or (not ended and every and self.step % every == 0):
+                    self._save()
+                if self.stopping:
+                    return self._outcome(STOPPED)
+            epoch, start = epoch + 1, 0
+            self._save()
+            self._evaluate(epoch)
+        return self._outcome(DONE)
+
+    def _place(self) -> tuple[int, int]:
+        """The epoch and the step in it at which training goes on."""
+        epoch, start = 0, self.step
+        while epoch < self.config.epochs and start >= self.steps_of[epoch]:
+            start -= self.steps_of[epoch]
+            epoch += 1
+        return epoch, start
+
+    def _take(self, batch: Any, wait_s: float, epoch: int) -> None:
+        rate = optim.learning_rate(self.config.optimizer, self.config.schedule, self.step, self.steps)
+        parts = self.stepper(batch.image, batch.text, rate, self.step)
+        order = digest(batch.ids, self.step, self.context.rank * self.share)
+        self.step += 1
+        names, values, ready = self._shared(parts)
+        self._settle()
+        self.pending = Taken(self.step, epoch, rate, names, values, ready, batch.keys, wait_s, int(batch.replaced), order)
+        if ready is None:
+            self._settle()
+
+    def _shared(self, parts: dict[str, Any]) -> tuple[list[str], Any, Any]:
+        """Averages a step's figures over the ranks and starts to bring them to the CPU: names, values, and an event to wait for."""
+        import torch
+
+        names = [*parts, "stop"]
+        wants = float(self.context.rank == 0 and self.context.stop())
+        with torch.no_grad():
+            figures = [value.detach().float().reshape(()) for value in parts.values()]
+            values = torch.stack([*figures, torch.tensor(wants, device=self.stepper.device)])
+        if self.context.world > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.context.world
+        ready = None
+        if values.device.type == "cuda":
+            values = values.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        return names, values, ready
+
+    def _settle(self) -> None:
+        """Looks at the figures of the step before: raises where they are no numbers, notes whether to stop, writes metrics."""
+        taken, self.pending = self.pending, None
+        if taken is None:
+            return
+        self.window.add(taken)
+        if taken.ready is not None:
+            taken.ready.synchronize()
+        figures = dict(zip(taken.names, taken.values.tolist(), strict=True))
+        self.stopping = self.stopping or figures.pop("stop") > 0
+        norm, scale = figures.pop("grad_norm"), figures.pop("scale")
+        loss = sum(figures.values())
+        scaled = self.stepper.scaler.is_enabled()  # gradients that overflow are what fp16's scaler looks for
+        if not np.isfinite(loss) or not (scaled or np.isfinite(norm)):
+            self._refuse(taken, loss, norm)
+        if taken.step % self.config.log_every == 0 or taken.step == self.steps:
+            parts = figures if len(figures) > 1 else {}
+            self._log(taken, {"loss": loss, **parts, "scale": scale, "grad_norm": norm})
+
+    def _log(self, taken: Taken, figures: dict[str, float]) -> None:
+        import torch
+
+        window, self.window = self.window, Window(taken.at)
+        # two counters as exact integers; the order's digest wraps around alike on any number of ranks
+        counts = torch.tensor([window.replaced, int(window.order.astype(np.int64))], device=self.stepper.device)
+        if self.context.world > 1:
+            torch.distributed.all_reduce(counts)
+        replaced, order = (int(value) for value in counts.tolist())
+        if self.metrics is None:
+            return
+        seconds = max(taken.at - window.began, 1e-9)
+        line: Line = {"step": taken.step, "epoch": taken.epoch, "samples_seen": taken.step * self.config.batch, **figures, "lr": taken.rate}
+        line |= {"samples_per_s": window.steps * self.config.batch / seconds, "data_wait_share": min(window.wait_s / seconds, 1.0)}
+        line |= {"replaced": replaced, "order": f"{order & (1 << 64) - 1:016x}"}
+        if self.stepper.device.type == "cuda":
+            line["memory_bytes"] = torch.cuda.max_memory_allocated(self.stepper.device)
+        self.metrics.write(line)
+        self.last = line
+        self.context.report(line)
+
+    def _refuse(self, taken: Taken, loss: float, norm: float) -> None:
+        """Writes the keys of the global batch down, in order. Raises NotFinite on all ranks."""
+        import torch
+
+        keys: list[list[str]] = [taken.keys] * self.context.world
+        if self.context.world > 1:
+            torch.distributed.all_gather_object(keys, taken.keys)
+        path = f"not_finite/step-{taken.step:09d}.json"
+        if self.context.rank == 0:
+            flat = [key for part in keys for key in part]
+            told = {"step": taken.step, "epoch": taken.epoch, "loss": str(loss), "grad_norm": str(norm), "lr": taken.rate, "keys": flat}
+            self.store.write_json(path, told)
+        raise NotFinite(
+            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}; the batch's keys are in {self.store.address(path)}. "
+            "Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; the last checkpoint is from before"
+        )
+
+    def _save(self) -> None:
+        """A checkpoint of the steps taken so far; only of numbers that are finite."""
+        self._settle()
+        stepper = self.stepper
+        state = checkpoint.gather(stepper.module, stepper.optimizer, stepper.ema)
+        if self.metrics is None:
+            return
+        finished = self.step >= self.steps
+        held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0], "finished": False}
+        held |= {"fingerprint": self.source.fingerprint, "config": self.config.model_dump_json(), "scaler": stepper.scaler.state_dict()}
+        self.metrics.flush()
+        if finished or self._due(held["epoch"]):
+            checkpoint.export(self.store, self.model, state["state_dict"])
+            if stepper.ema is not None:
+                checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
+        checkpoint.save(self.store, {**held, **state, "finished": finished}, self.step, self.config.checkpoint.keep)
+
+    def _due(self, epochs: int) -> bool:
+        """Whether a model is evaluated after so many epochs."""
+        wanted = self.config.eval
+        return self.context.evaluate is not None and (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs)
+
+    def _evaluate(self, epochs: int) -> None:
+        if self.context.rank == 0 and self.context.evaluate is not None and self._due(epochs):
+            self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
+            self.window = Window()  # its time is not training's
+
+    def _outcome(self, state: str) -> Outcome:
+        self._settle()
+        return Outcome(state, self.step, self.steps, last=self.last)
+
+    def close(self) -> None:
+        if getattr(self, "metrics", None) is not None and self.metrics is not None:
+            self.metrics.close()
+
+
+def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Each batch with the seconds that the loop waited for it."""
+    began = time.monotonic()
+    for batch in batches:
+        yield batch, time.monotonic() - began
+        began = time.monotonic()
+
+
+def _stepper(config: Train, model: models.Model, context: Context, device: Any) -> Stepper:
+    """Loss, module, optimizer and all else that a step needs, on the device."""
+    import torch
+
+    weights = (config.loss.contrastive_weight, config.loss.caption_weight)
+    lossy = losses.build(config.loss, model.loss, model.pad_id, context.rank, context.world)
+    if config.grad_checkpointing:
+        model.net.set_grad_checkpointing(True)
+    inner = models.wrap(model, weights if config.loss.learnable else None).to(device)
+    if config.compile:
+        inner.compile()
+    module = parallel(inner, config.strategy, context.world, device)
+    ema = optim.Ema.of(inner, config.ema) if config.ema is not None else None
+    precision = config.precision if config.precision != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    optimizer = optim.build(inner, config.optimizer)
+    return Stepper(config, module, inner, lossy, optimizer, scaler, ema, device, dtype, context.rank, context.world)
