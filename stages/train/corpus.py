@@ -1,0 +1,219 @@
+"""What is trained on: the shards that a source names, in one order, and how many samples each has.
+
+A source is a run's folder, a folder of shards (ours, img2dataset's, webdataset's), or tars by name, glob or brace list; local or
+at any fsspec URL. The shards' numbers of samples come from what lies beside them, and are counted only where nothing does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.storage import Store
+from stages.train.index import Indices
+
+Options = Mapping[str, Any]
+MARKS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar. `samples` -1: not known yet. `mark` changes when the tar's bytes do: its sha256, ETag or time of change."""
+
+    url: str
+    samples: int
+    bytes: int
+    mark: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Corpora one after the other: sample ids are 0..n-1 in the order of corpora, shards and samples.
+
+    `options`: storage options for fsspec, of each corpus.
+    """
+
+    corpora: tuple[tuple[Shard, ...], ...]
+    options: tuple[Options, ...] = field(repr=False)  # may hold secrets
+    indices: Indices = field(default_factory=Indices, repr=False)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Samples of each shard, by corpus, as `Order` wants them."""
+        return tuple(tuple(shard.samples for shard in corpus) for corpus in self.corpora)
+
+    @property
+    def n(self) -> int:
+        return int(self.ends[-1])
+
+    @cached_property
+    def shards(self) -> tuple[tuple[Shard, Options], ...]:
+        """All shards in order, each with its storage options."""
+        return tuple((shard, options) for corpus, options in zip(self.corpora, self.options, strict=True) for shard in corpus)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """int64: the id that follows each shard's last one."""
+        return np.cumsum([shard.samples for shard, _ in self.shards], dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of all shards' names, bytes and numbers of samples: the same ids mean the same samples."""
+        told = [[[shard.name, shard.bytes, shard.samples] for shard in corpus] for corpus in self.corpora]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shard (a place in `shards`) of each id, and its place in the shard; both int64."""
+        shard = np.searchsorted(self.ends, ids, "right")
+        before = np.concatenate([[0], self.ends])[shard]
+        return shard, np.asarray(ids) - before
+
+    def bounds(self, shard: int) -> np.ndarray:
+        """Where the samples of that shard begin: see `Indices.bounds`."""
+        found, options = self.shards[shard]
+        return self.indices.bounds(found.url, found.bytes, found.mark, options)
+
+
+def open_corpora(
+    sources: Sequence[str | Sequence[str]],
+    storage_options: Options | Sequence[Options] | None = None,
+    index_root: str | None = None,
+    index_options: Options | None = None,
+) -> Corpora:
+    """The corpora that the sources name, one each (a list within the list is one corpus of several names).
+
+    `storage_options`: fsspec's, for all sources or one for each. `index_root`: the folder (path or URL) that keeps the indices of
+    shards without one (default: the user's cache). Raises UserError for a source that names nothing, or has no samples.
+    """
+    given = [storage_options or {}] * len(sources) if storage_options is None or isinstance(storage_options, Mapping) else storage_options
+    options = tuple(dict(one) for one in given)
+    indices = Indices(index_root, index_options or {}) if index_root else Indices(options=index_options or {})
+    corpora = []
+    for source, one in zip(sources, options, strict=True):
+        names = [source] if isinstance(source, str) else source
+        shards = _counted([shard for name in names for shard in _found(name, one)], one, indices)
+        if not sum(shard.samples for shard in shards):
+            raise UserError(f"train.data: {source}: its {len(shards)} shards hold no samples")
+        corpora.append(tuple(shards))
+    if not corpora:
+        raise UserError("train.data: empty; name a run's folder, a folder of shards or tars")
+    return Corpora(tuple(corpora), options, indices)
+
+
+def _found(source: str, options: Options) -> list[Shard]:
+    """The shards of one name."""
+    from braceexpand import braceexpand
+
+    try:
+        if any(mark in source for mark in "*?["):
+            fs, path = fsspec.core.url_to_fs(source, **options)
+            found = [info for name in _expanded(path) for info in fs.glob(name, detail=True).values()]
+            shards = [_shard(fs, info) for info in sorted(found, key=lambda info: str(info["name"]))]
+        elif "{" in source:
+            shards = _named(list(braceexpand(source)), options)
+        elif source.endswith(".tar"):
+            shards = _named([source], options)
+        else:
+            shards = _folder(Store(source, dict(options)))
+    except (OSError, ValueError, ImportError) as err:
+        said = " ".join(str(err).split())[:300]
+        raise UserError(f"train.data: {source}: {type(err).__name__}: {said}; give a run's folder, a folder of shards or tars") from err
+    if not shards:
+        raise UserError(f"train.data: {source}: no shards there (shards/manifest.json, or tars)")
+    return shards
+
+
+def _expanded(path: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    return list(braceexpand(path)) if "{" in path else [path]
+
+
+def _named(urls: list[str], options: Options) -> list[Shard]:
+    """Tars by their names, by one listing of each folder. Raises FileNotFoundError for one that is not there."""
+    listed: dict[str, dict[str, Any]] = {}
+    shards = []
+    for url in urls:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+        folder = path.rpartition("/")[0]
+        if folder not in listed:
+            listed[folder] = {str(info["name"]): info for info in fs.ls(folder, detail=True)}
+        if path not in listed[folder]:
+            raise FileNotFoundError(f"{url} is not there")
+        shards.append(_shard(fs, listed[folder][path]))
+    return shards
+
+
+def _folder(store: Store) -> list[Shard]:
+    """A run's folder, the folder `shards` of one, or a folder with tars in it or (where there are none) below it."""
+    for home, at in ((store.sub("shards"), "shards/manifest.json"), (store, "manifest.json")):
+        if store.exists(at) and isinstance(told := store.read_json(at), dict) and "shards" in told:
+            return _manifest(home, told)
+    found = store.fs.find(store.full(""), detail=True)
+    tars = [info for name, info in sorted(found.items()) if name.endswith(".tar") and not name.rpartition("/")[2].startswith((".", "_"))]
+    direct = [info for info in tars if str(info["name"]).rpartition("/")[0] == store.full("")]
+    return [_shard(store.fs, info) for info in direct or tars]
+
+
+def _manifest(home: Store, told: dict[str, Any]) -> list[Shard]:
+    """The current shards of a run: they lie in the folder of the manifest's key (or, copied elsewhere, beside the manifest)."""
+    inner = home.sub(str(told["key"]))
+    names = set(inner.names("", ".tar"))
+    if not names:
+        inner, names = home, set(home.names("", ".tar"))
+    gone = [shard["name"] for shard in told["shards"] if shard["name"] not in names]
+    if gone:
+        raise UserError(f"train.data: {home.url}: {len(gone)} shards of its manifest are not there, the first is {gone[0]}; finish the run")
+    return [Shard(inner.address(shard["name"]), shard["samples"], shard["bytes"], shard["sha256"]) for shard in told["shards"]]
+
+
+def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
+    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    name = str(info["name"])
+    mark = next((str(info[key]) for key in MARKS if info.get(key) is not None), "")
+    return Shard(name if local else str(fs.unstrip_protocol(name)), -1, int(info["size"]), mark)
+
+
+def _counted(shards: list[Shard], options: Options, indices: Indices) -> list[Shard]:
+    """With their numbers of samples: of sizes.json, of _stats.json (img2dataset's successes), or counted."""
+    sizes: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        folder = shard.url.rpartition("/")[0]
+        if shard.samples < 0 and folder not in sizes:
+            told = _json(f"{folder}/sizes.json", options)
+            sizes[folder] = told if isinstance(told, dict) else {}
+
+    def count(shard: Shard) -> Shard:
+        if shard.samples >= 0:
+            return shard
+        said = sizes[shard.url.rpartition("/")[0]].get(shard.name)
+        if not isinstance(said, int):
+            stats = _json(f"{shard.url.removesuffix('.tar')}_stats.json", options)
+            said = stats.get("successes") if isinstance(stats, dict) else None
+        if not isinstance(said, int):
+            said = len(indices.bounds(shard.url, shard.bytes, shard.mark, options)) - 1
+        return replace(shard, samples=said)
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(count, shards))
+
+
+def _json(url: str, options: Options) -> Any:
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    try:
+        return json.loads(fs.cat_file(path))
+    except (FileNotFoundError, ValueError):
+        return None
