@@ -1,8 +1,8 @@
 """Limits per host hold for the whole run: `python tests/acceptance/hosts.py`.
 
-Four download actors, two on each of two Ray nodes, crawl 800 small bodies (no pictures: requests are counted) of four hosts, with at most 4 requests at once and 10 in any second
-for each host. Two hosts answer after 100 ms, where the rate binds, and two after 500 ms, where the number at once does. Prints
-what the server saw for each host; exit code 1 where a limit was passed, or is not used.
+Four download actors, two on each of two Ray nodes, crawl 800 small bodies (no pictures: requests are counted) of four hosts, with at
+most 4 requests at once and 10 in any second for each host. Two hosts answer after 100 ms, where the rate binds, and two after 500 ms,
+where the number at once does. Prints what the server saw for each host; exit code 1 where a limit was passed, or is not used.
 """
 
 from __future__ import annotations
