@@ -1,0 +1,153 @@
+"""A sample as it lies in a shard becomes a model's input: pixels, tokens, and the next sample instead of one that is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from stages.train.augment import CAPTION, Augment, BadSampleError, Resize, draws, picture
+from stages.train.reading import Reader, Sample, fields, pictures
+
+Fault = tuple[int, str, str]
+TRIES = 16  # samples in a row that may be bad
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """What is made of a sample.
+
+    `tokenizer`: as open_clip's, list of texts -> int64 tensor (n, context). `image_size`: pixels, of a square or (height, width).
+    `augment`: None takes every picture by `resize` alone (open_clip's modes). `caption`: a member's suffix (`txt`) or a key of the
+    sample's json; of a list of captions one is drawn in each epoch. `frames`: of a video clip, spread evenly over those that it has;
+    0: still pictures; None: as the first sample has. `seed` decides about augmentation and captions.
+    """
+
+    tokenizer: Callable[[list[str]], Any]
+    image_size: int | tuple[int, int] = 224
+    augment: Augment | None = None
+    resize: Resize = "shortest"
+    caption: str = "txt"
+    frames: int | None = None
+    seed: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample's pixels: (height, width, 3), or (frames, height, width, 3)."""
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return (self.frames, height, width, 3) if self.frames else (height, width, 3)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some positions of a batch. `pixels`: uint8 tensor (n, [frames,] height, width, 3); `text`: int64 (n, context).
+
+    `faults`: (id, key, why) of each bad sample; `replaced`: how many positions have another sample than the order's.
+    """
+
+    ids: np.ndarray
+    pixels: Any
+    text: Any
+    keys: list[str]
+    faults: list[Fault] = field(default_factory=list)
+    replaced: int = 0
+
+    @property
+    def image(self) -> Any:
+        """The pixels as a model wants them, (n, [frames,] 3, height, width): a view, channels last in memory."""
+        return self.pixels.movedim(-1, -3)
+
+
+class Parts:
+    """Makes parts: decode, augment, tokenise. One process's; not for several threads."""
+
+    def __init__(self, reader: Reader, prepare: Prepare) -> None:
+        self.reader, self.prepare = reader, with_frames(reader, prepare)
+
+    def make(self, epoch: int, ids: np.ndarray, held: dict[int, Sample] | None = None) -> Part:
+        """The part of these ids. `held`: samples that were read already; those of `ids` are taken out of it.
+
+        Raises UserError where TRIES samples in a row are bad.
+        """
+        import torch
+
+        held = self.reader.read(ids) if held is None else held
+        pixels = np.empty((len(ids), *self.prepare.shape), np.uint8)
+        randoms = draws(self.prepare.seed, epoch, ids)
+        texts, keys = [], []
+        faults: list[Fault] = []
+        replaced = 0
+        for at, id_ in enumerate(ids.tolist()):
+            before = len(faults)
+            key, text = self._fill(id_, epoch, pixels[at], randoms[at], held, faults)
+            texts.append(text)
+            keys.append(key)
+            replaced += len(faults) > before
+        for id_ in ids.tolist():
+            held.pop(id_, None)
+        tokens = self.prepare.tokenizer(texts) if texts else torch.zeros(0, 0, dtype=torch.int64)
+        return Part(ids, torch.from_numpy(pixels), tokens, keys, faults, replaced)
+
+    def _fill(
+        self, id_: int, epoch: int, out: np.ndarray, draw: np.ndarray, held: dict[int, Sample], faults: list[Fault]
+    ) -> tuple[str, str]:
+        """The sample's pixels into `out`; its key and text. Of a bad sample: those of the next good one, with that one's random numbers."""
+        for tried in range(TRIES):
+            now = (id_ + tried) % self.reader.corpora.n
+            sample = held.get(now) or self.reader.read(np.asarray([now])).get(now)
+            try:
+                if sample is None:
+                    raise BadSampleError("missing: the shard has fewer samples, or its bytes are damaged there")
+                if tried:
+                    draw = draws(self.prepare.seed, epoch, [now])[0]
+                return self._sample(sample, out, draw)
+            except BadSampleError as err:
+                faults.append((now, str(sample["__key__"]) if sample else "", str(err)))
+        raise UserError(f"{TRIES} samples in a row cannot be trained on, the last is {faults[-1]}; is train.data of the right kind?")
+
+    def _sample(self, sample: Sample, out: np.ndarray, draw: np.ndarray) -> tuple[str, str]:
+        text = chosen(captions(sample, self.prepare.caption), float(draw[CAPTION]))
+        image, frames = pictures(sample)
+        if self.prepare.frames:
+            bodies = frames or ([] if image is None else [image])
+            if not bodies:
+                raise BadSampleError("no frames")
+            for slot, at in enumerate(np.linspace(0, len(bodies) - 1, self.prepare.frames).round().astype(int).tolist()):
+                picture(bodies[at], out[slot], draw, self.prepare.augment, self.prepare.resize)
+        elif image is None and not frames:
+            raise BadSampleError("no picture")
+        else:
+            picture(image if image is not None else frames[len(frames) // 2], out, draw, self.prepare.augment, self.prepare.resize)
+        return str(sample["__key__"]), text
+
+
+def captions(sample: Sample, name: str) -> list[str]:
+    """The sample's captions: the member of that suffix, or that key of its json (a text, or a list of texts). Blank ones are none."""
+    if name in sample:
+        found: Sequence[Any] = [sample[name].decode(errors="replace")]
+    else:
+        value = fields(sample).get(name)
+        found = value if isinstance(value, list) else [value]
+    return [text for text in found if isinstance(text, str) and text.strip()]
+
+
+def chosen(texts: list[str], draw: float) -> str:
+    """One of the texts, by a number in [0, 1). Raises BadSampleError where there is none."""
+    if not texts:
+        raise BadSampleError("no caption")
+    return texts[int(draw * len(texts))]
+
+
+def with_frames(reader: Reader, prepare: Prepare) -> Prepare:
+    """With `frames` as the first sample that can be read has them, where they are not given."""
+    if prepare.frames is not None:
+        return prepare
+    for at in range(min(TRIES, reader.corpora.n)):
+        sample = reader.read(np.asarray([at])).get(at)
+        if sample is not None:
+            image, frames = pictures(sample)
+            return replace(prepare, frames=len(frames) if image is None else 0)
+    return replace(prepare, frames=0)
