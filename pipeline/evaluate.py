@@ -45,7 +45,7 @@ def run(model: str, options: Options, pretrained: str | None = None, device: str
     scorer = scorers.load(model, pretrained, device or _device())
     found = evaluate(scorer, options)
     found["seconds"] = round(time.monotonic() - began, 1)
-    where = out or (f"{model.rstrip('/')}/eval.json" if Path(model).is_dir() else "eval.json")
+    where = out or (f"{model.rstrip('/')}/eval.json" if ("://" in model or Path(model).is_dir()) else "eval.json")
     folder, _, name = where.rpartition("/")
     Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
     return {**found, "written": where}

@@ -1,7 +1,7 @@
 """Captions by a CoCa model, and what they are worth: BLEU-4 and CIDEr.
 
-Decoding is greedy, in a loop of ours: `open_clip.CoCa.generate` refuses to work without transformers, whatever the generation
-type. The loop gives what `generate(generation_type="top_k", top_k=1)` gives (30 tokens at most, 5 at least).
+Decoding is greedy, in a loop of ours: `open_clip.CoCa.generate` (3.3) refuses to work without transformers, and with its version 5,
+whatever the generation type. The loop gives what `generate(generation_type="top_k", top_k=1)` gives (30 tokens at most, 5 at least).
 
 The scores are those of pycocoevalcap 1.2: the COCO evaluation server's own code (BSD), by which the published figures were made.
 Others were weighed: aac-metrics computes the same and is younger, but brings transformers, sentence-transformers and msclap; sacrebleu

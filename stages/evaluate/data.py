@@ -42,12 +42,12 @@ def of_shards(sources: Sequence[str], fields: Fields = Fields(), storage_options
 
 
 def of_sample(sample: dict[str, Any], fields: Fields) -> Item:
-    """One sample as `reading.samples` gives it: key, image (bytes, or frames), text, json, and cls where there is one."""
-    facts = sample.get("json") or {}
-    image = sample.get("image") or []
-    frames = [image] if isinstance(image, bytes) else list(image)
-    identity = next((f"{name}:{facts[name]}" for name in ("sha256", "url") if facts.get(name)), f"key:{sample['key']}")
-    label = facts.get(fields.label) if fields.label else sample.get("cls")
+    """One sample as `reading.samples` gives it."""
+    facts, cls = sample["json"], sample["members"].get("cls")
+    frames = sample["frames"] or ([sample["image"]] if sample["image"] is not None else [])
+    same = (f"{name}:{facts[name]}" for name in ("sha256", "url") if facts.get(name))
+    identity = next(same, f"key:{sample['shard']}:{sample['key']}")
+    label = facts.get(fields.label) if fields.label else None if cls is None else cls.decode(errors="replace")
     return Item(sample["key"], identity, frames, _captions(sample, facts, fields), None if label is None else str(label).strip())
 
 

@@ -7,11 +7,14 @@ training, or the bundled `offline-scorer`. Figures are computed from embeddings 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import fsspec
 import numpy as np
 from PIL import Image
 
@@ -19,6 +22,8 @@ from pipeline.errors import UserError
 from stages.lib import torchvision_shim
 
 OFFLINE = "offline-scorer"
+CONFIG = "open_clip_config.json"
+BELOW = ("", "model/", "train/model/")  # where a model's folder may lie: itself, a training's folder, a run's
 
 
 class Scorer(Protocol):
@@ -91,21 +96,53 @@ def _offline(device: str) -> Scorer:
 def _open_clip(name: str, pretrained: str | None, device: str) -> OpenClip:
     import open_clip
 
-    folder = Path(name).is_dir()
-    if folder and not (Path(name) / "open_clip_config.json").is_file():
-        raise UserError(
-            f"{name}: neither a checkpoint of shardmill train nor a folder with open_clip_config.json, as open_clip's hub models have"
+    from stages.train import models
+
+    models.register()
+    with _local(name) as folder:
+        full = f"local-dir:{folder}" if folder else name
+        brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
+        if not brings:
+            _check_weights(name, pretrained)
+        # weights_only: a checkpoint is a stranger's data and must not run code.
+        model, _, transform = open_clip.create_model_and_transforms(
+            full, pretrained=None if brings else pretrained, device=device, weights_only=True, output_dict=True
         )
-    full = f"local-dir:{name}" if folder else name
-    brings = folder or name.startswith(("hf-hub:", "local-dir:"))
-    if not brings:
-        _check_weights(name, pretrained)
-    # weights_only: a checkpoint is a stranger's data and must not run code.
-    model, _, transform = open_clip.create_model_and_transforms(
-        full, pretrained=None if brings else pretrained, device=device, weights_only=True
-    )
+        tokenizer = open_clip.get_tokenizer(full)
     about = {"model": name, "pretrained": None if brings else pretrained, "parameters": sum(p.numel() for p in model.parameters())}
-    return OpenClip(model.eval(), transform, open_clip.get_tokenizer(full), about, device)
+    return OpenClip(model.eval(), transform, tokenizer, about, device)
+
+
+def found_folder(name: str) -> str | None:
+    """The model's folder below `name`: itself, or what training left of a training or a run there; None where `name` is no folder.
+
+    Raises UserError for a folder without a model.
+    """
+    if "://" not in name and not Path(name).is_dir():
+        return None
+    fs, root = fsspec.core.url_to_fs(name)
+    for below in BELOW:
+        if fs.exists(f"{root.rstrip('/')}/{below}{CONFIG}"):
+            return f"{name.rstrip('/')}/{below}".rstrip("/")
+    raise UserError(
+        f"{name}: has no {CONFIG}, as open_clip's hub models have, nor {' nor '.join(BELOW[1:])} of shardmill train"
+    )
+
+
+@contextmanager
+def _local(name: str) -> Iterator[str | None]:
+    """A local copy of the model's folder for the time of the block (the folder itself, if it is local); None: `name` is no folder."""
+    folder = found_folder(name)
+    if folder is None or "://" not in folder:
+        yield folder
+        return
+    fs, root = fsspec.core.url_to_fs(folder)
+    with tempfile.TemporaryDirectory() as copy:
+        for path in fs.find(root):
+            target = Path(copy) / path[len(root) + 1 :]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(path, str(target))
+        yield copy
 
 
 def _check_weights(name: str, pretrained: str | None) -> None:
