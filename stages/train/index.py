@@ -72,15 +72,14 @@ def scan(url: str, options: Mapping[str, Any]) -> np.ndarray:
         handle.seek(0)
         try:
             for info in _members(handle):
-                data_end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-                if info.size < 0 or info.offset_data + info.size > size:
-                    return np.asarray(bounds, np.int64)  # the last sample is not whole
                 prefix, _ = base_plus_ext(info.name)
                 if prefix is None or not info.isreg() or META.match(info.name):
                     continue
                 if key is not None and prefix != key:
                     bounds.append(end)
-                key, end = prefix, data_end
+                if info.size < 0 or info.offset_data + info.size > size:
+                    return np.asarray(bounds, np.int64)  # this sample is not whole
+                key, end = prefix, info.offset_data + -(-info.size // BLOCK) * BLOCK
         except DAMAGED:
             pass  # what stands before is whole; the rest is missing, and counted as such
     return np.asarray(bounds if key is None else [*bounds, min(end, size)], np.int64)

@@ -192,7 +192,7 @@ class _Stream:
             self.inline = loader.parts(epoch, step, 0, 1)
             return
         self.ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        self.source = iter(_torch_loader(loader, epoch, step))
+        self.source = _processes(loader, epoch, step)
         self.thread = threading.Thread(target=self._assemble, daemon=True, name="batches")
         self.thread.start()
 
@@ -254,7 +254,7 @@ class _Stream:
         return Batch(step, whole.ids, image, text, whole.keys, whole.replaced)
 
 
-def _torch_loader(loader: Loader, epoch: int, step: int) -> Any:
+def _processes(loader: Loader, epoch: int, step: int) -> Iterator[Any]:
     """torch's DataLoader over the workers' parts: it takes one from each in turn."""
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -273,7 +273,8 @@ def _torch_loader(loader: Loader, epoch: int, step: int) -> Any:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than CPUs: that is the user's choice
-        return DataLoader(Data(), batch_size=None, num_workers=loader.workers, prefetch_factor=AHEAD, collate_fn=_same)
+        made = DataLoader(Data(), batch_size=None, num_workers=loader.workers, prefetch_factor=AHEAD, collate_fn=_same)
+        return iter(made)
 
 
 def _same(part: Any) -> Any:

@@ -1,0 +1,241 @@
+"""Sources of training: what is found, how it is counted, and which bytes are a sample's."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import TransientError, UserError
+from stages import shards
+from stages.train import index, reading
+from stages.train.corpus import Corpora, open_corpora
+from stages.train.reading import Reader, Span, samples
+from tests.stages.shards.shard_rows import dropped, kept, table, write
+from tests.stages.train.s3_traffic import traffic
+from tests.support.s3 import s3_server
+
+SIZES = (5, 4, 6)
+KEYS = [f"{shard:05d}{at}" for shard, size in enumerate(SIZES) for at in range(size)]
+
+
+def make_run(folder: Path, idx: bool = False, sizes: tuple[int, ...] = SIZES) -> Path:
+    """A run's folder as far as a trainer looks: shards/manifest.json and shards/KEY."""
+    home = folder / "shards" / "KEY"
+    home.mkdir(parents=True)
+    facts = []
+    for shard, size in enumerate(sizes):
+        rows = [kept(10 * shard + at, shard=shard, index=at) for at in range(size)]
+        facts.append(vars(write(home, table([*rows, dropped(90, "download:timeout")]), shard=shard, total=len(sizes), samples=10, idx=idx)))
+    for name, value in shards.finish(facts, "test").items():
+        (home / name).write_text(json.dumps(value))
+    (folder / "shards" / "manifest.json").write_text(json.dumps(shards.manifest("KEY", facts)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def opened(source: Any, tmp_path: Path, **more: Any) -> Corpora:
+    return open_corpora([source], index_root=str(tmp_path / "index"), **more)
+
+
+def keys(corpora: Corpora) -> list[str]:
+    found = Reader(corpora, 4).read(np.arange(corpora.n))
+    return [found[at]["__key__"] for at in range(corpora.n)]
+
+
+@pytest.mark.parametrize("form", ["", "/shards", "/shards/KEY", "/shards/KEY/*.tar", "/shards/KEY/{00000..00002}.tar"])
+def test_every_way_to_name_a_run_s_shards_gives_the_same_samples(run: Path, tmp_path: Path, form: str) -> None:
+    corpora = opened(f"{run}{form}", tmp_path)
+    assert (corpora.sizes, corpora.n) == ((SIZES,), sum(SIZES))
+    assert keys(corpora) == KEYS
+    assert [sample["key"] for sample in samples(corpora)] == KEYS
+    assert corpora.fingerprint == opened(str(run), tmp_path).fingerprint
+
+
+def test_a_list_is_one_corpus_and_several_sources_follow_one_another(run: Path, tmp_path: Path) -> None:
+    tars = sorted(map(str, run.glob("shards/KEY/*.tar")))
+    corpora = open_corpora([tars[:1], tars[1:]], index_root=str(tmp_path))
+    assert corpora.sizes == (SIZES[:1], SIZES[1:])
+    shard, place = corpora.locate(np.asarray([0, 4, 5, 14]))
+    assert (shard.tolist(), place.tolist()) == ([0, 0, 1, 2], [0, 4, 0, 5])
+
+
+def test_an_img2dataset_folder_is_counted_by_its_statistics(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "img2dataset"
+    shutil.copytree(run / "shards" / "KEY", folder)
+    (folder / "sizes.json").unlink()
+    corpora = opened(str(folder), tmp_path)
+    assert corpora.sizes == (SIZES,)
+    assert not (tmp_path / "index").exists()  # nothing had to be read
+    assert keys(corpora) == KEYS
+
+
+def test_plain_tars_are_counted_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tar in run.glob("shards/KEY/*.tar"):
+        shutil.copy2(tar, tmp_path)
+    assert opened(str(tmp_path), tmp_path).sizes == (SIZES,)
+    monkeypatch.setattr(index, "scan", None)
+    again = opened(str(tmp_path), tmp_path)
+    assert keys(again) == KEYS
+    assert not list((tmp_path / "index").glob(".*.lock"))
+
+
+def test_the_fingerprint_follows_the_shards_wherever_they_lie(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    assert opened(str(tmp_path / "copy"), tmp_path).fingerprint == opened(str(run), tmp_path).fingerprint
+    other = make_run(tmp_path / "other", sizes=(5, 4, 7))
+    assert opened(str(other), tmp_path).fingerprint != opened(str(run), tmp_path).fingerprint
+
+
+def test_dali_s_index_says_the_same_as_the_headers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", idx=True)
+    for tar in run.glob("shards/KEY/*.tar"):
+        told = index.dali(tar.with_suffix(".idx").read_text(), tar.stat().st_size)
+        assert told is not None
+        assert told.tolist() == index.scan(str(tar), {}).tolist()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "v9 1\njpg 512 3 a.jpg", "v1.2 1\njpg 512 3 a b.jpg", "v1.2 1\njpg 512 99999 a.jpg", "v1.2 1\njpg x 3 a"]
+)
+def test_an_index_that_does_not_fit_is_not_used(text: str) -> None:
+    assert index.dali(text, 2048) is None
+
+
+def add(archive: tarfile.TarFile, name: str, body: bytes = b"x") -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    archive.addfile(info, io.BytesIO(body))
+
+
+def test_foreign_tars_have_webdataset_s_samples(tmp_path: Path) -> None:
+    """Folders, long names, metadata members, odd files: the index and webdataset agree on what a sample is."""
+    path = tmp_path / "foreign.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("folder/"))
+        add(archive, "__meta__/x.json")
+        for name in ("a", "f/b", "f/" + "long" * 60, "é", "c"):
+            add(archive, f"{name}.jpg", b"j" * 700)
+            add(archive, f"{name}.seg.PNG", b"")
+            if name == "f/b":
+                add(archive, "no_suffix")
+            add(archive, f"{name}.txt", name.encode())
+    corpora = opened(str(path), tmp_path)
+    with path.open("rb") as handle:
+        expected = [{name: value for name, value in sample.items() if name != "__url__"} for sample in reading.parsed("", handle)]
+    assert len(expected) == corpora.n == 5
+    for chunk in (1, 2, 32):
+        found = Reader(corpora, chunk).read(np.arange(5))
+        assert [{name: value for name, value in found[at].items() if name != "__url__"} for at in range(5)] == expected
+
+
+def test_a_tar_that_ends_too_early_has_the_samples_that_are_whole(run: Path, tmp_path: Path) -> None:
+    whole = (run / "shards/KEY/00002.tar").read_bytes()
+    bounds = index.scan(str(run / "shards/KEY/00002.tar"), {})
+    with tarfile.open(run / "shards/KEY/00002.tar") as archive:
+        in_json = archive.getmembers()[1].offset_data + 5
+    for cut, left in ((int(bounds[3]), 3), (int(bounds[3]) + 600, 3), (int(bounds[1]) - 1, 1), (in_json, 0), (0, 0)):
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        assert len(index.scan(str(tmp_path / "cut.tar"), {})) - 1 == left
+        if left:
+            found = Reader(opened(str(tmp_path / "cut.tar"), tmp_path)).read(np.arange(left))
+            assert [found[at]["__key__"] for at in range(left)] == KEYS[-6:][:left]
+            assert all(found[at]["txt"] for at in range(left))
+
+
+def test_a_damaged_sample_takes_no_neighbour_along(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "shards" / "KEY", tmp_path / "run")
+    opened(str(tmp_path / "run"), tmp_path).bounds(0)
+    path = tmp_path / "run" / "00000.tar"
+    corpora = opened(str(tmp_path / "run"), tmp_path)
+    at = int(corpora.bounds(0)[2])
+    body = bytearray(path.read_bytes())
+    body[at : at + 512] = b"\xff" * 512  # the header of sample 2's picture
+    with path.open("r+b") as handle:
+        handle.write(body)
+    reader = Reader(corpora)
+    data = reader.fetch(Span(0, 0, 5))
+    assert {0, 1, 3, 4} <= set(reader.parse(Span(0, 0, 5), data))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere/*.tar", "nowhere/{0..2}.tar", "nowhere/1.tar", "unknown://x", "."])
+def test_a_source_that_names_nothing_is_the_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"train\.data"):
+        opened(source, tmp_path)
+
+
+def test_a_run_with_missing_shards_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "shards/KEY/00001.tar").unlink()
+    with pytest.raises(UserError, match=r"00001\.tar"):
+        opened(str(run), tmp_path)
+
+
+class Flaky:
+    """A file system that fails `faults` times."""
+
+    def __init__(self, faults: list[Any]) -> None:
+        self.faults = faults
+
+    def cat_file(self, path: str, start: int, end: int) -> bytes:
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, Exception):
+            raise fault
+        data = Path(path).read_bytes()[start:end]
+        return data[:10] if fault == "short" else data
+
+
+def test_faults_of_the_storage_are_retried_with_a_bound(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky: list[Any] = []
+    monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.001)
+    corpora = open_corpora([str(run)], index_root=str(tmp_path))
+    for shard in range(3):
+        corpora.bounds(shard)
+    monkeypatch.setattr(
+        "stages.train.reading.fsspec", SimpleNamespace(core=SimpleNamespace(url_to_fs=lambda url, **_: (Flaky(flaky), url)))
+    )
+    flaky += [TimeoutError("slow"), "short", OSError("reset")]
+    assert keys(corpora) == KEYS
+    flaky += [TimeoutError("slow")] * 5
+    with pytest.raises(TransientError, match="5 tries"):
+        Reader(corpora).read(np.asarray([0]))
+    flaky[:] = [FileNotFoundError("gone")]
+    with pytest.raises(UserError, match="is gone"):
+        Reader(corpora).read(np.asarray([0]))
+
+
+@pytest.mark.parametrize("idx", [False, True])
+def test_in_a_bucket(tmp_path: Path, idx: bool) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    make_run(tmp_path / "run", idx=idx)
+    with s3_server("data") as options:
+        s3fs.S3FileSystem(**options).put(f"{tmp_path}/run", "data/run", recursive=True)
+        with traffic() as counted:
+            corpora = opened("s3://data/run", tmp_path, storage_options=options)
+        assert counted.requests <= 6  # the manifest, and one listing
+        assert corpora.shards[0][0].url.startswith("s3://data/run/shards/KEY/")
+        with traffic() as counted:
+            assert keys(corpora) == KEYS
+        first = counted.requests
+        with traffic() as counted:
+            assert keys(corpora) == KEYS
+        assert counted.requests == counted.gets == 5 < first  # chunks of 4: 2, 1 and 2; the indices are kept
+        assert counted.bytes == sum(int(corpora.bounds(at)[-1]) for at in range(3))
+        assert [sample["key"] for sample in samples(corpora)] == KEYS
+        assert opened("s3://data/run/shards/KEY/*.tar", tmp_path, storage_options=options).fingerprint == corpora.fingerprint
+        in_bucket = open_corpora(["s3://data/run"], options, "s3://data/index", options)
+        assert keys(in_bucket) == KEYS
+        assert len(s3fs.S3FileSystem(**options).ls("data/index", refresh=True)) == 3
+        assert options["key"] not in repr(corpora)
