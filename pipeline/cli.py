@@ -110,6 +110,14 @@ def verify(run: Run) -> None:
     raise typer.Exit(DONE if pipeline.verify.show(run) else BUG)
 
 
+@app.command()
+def train(config: Config, overrides: Set = None) -> None:
+    """Trains a model on shards: a corpus config's own, or those that a config of configs/train/ names. Repeated, it goes on."""
+    import pipeline.train
+
+    pipeline.train.run(config, overrides or [])
+
+
 @app.command("eval")
 def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     model: Annotated[str, typer.Argument(help="open_clip's name, a folder of a model or a checkpoint, or offline-scorer.")],

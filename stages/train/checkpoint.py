@@ -84,7 +84,7 @@ def latest(store: Store) -> dict[str, Any] | None:
 
 
 def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model") -> str:
-    """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE. Returns the path."""
+    """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE."""
     from safetensors.torch import save_file
 
     if model.description:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.stage import Strict
+from stages.train.augment import Augment
 
 
 class Model(Strict):
@@ -61,7 +62,7 @@ class Loss(Strict):
     caption_weight: float = Field(2.0, ge=0)
     """CoCa: beta, the weight of the captioning loss (Yu et al. 2022, and open_clip's default)."""
     learnable: bool = False
-    """CoCa: both weights are learnt by the losses' homoscedastic uncertainty (Kendall, Gal and Cipolla 2018); they begin at the values above."""
+    """CoCa: both weights are learnt, by the losses' homoscedastic uncertainty (Kendall, Gal and Cipolla 2018), from those above on."""
     local: bool = True
     """Each rank scores its own rows against all (open_clip's --local-loss); false: every rank computes the whole matrix."""
     gather_with_grad: bool = True
@@ -108,6 +109,15 @@ class Checkpoint(Strict):
     """How many of the latest are kept."""
 
 
+class Order(Strict):
+    """How finely the order is shuffled, and how sequentially it is read (stages/train/order.py)."""
+
+    chunk: int = Field(32, ge=1)
+    """Consecutive samples that are read at once."""
+    window: int = Field(16, ge=1)
+    """Shards whose chunks are shuffled among one another."""
+
+
 class Eval(Strict):
     """Evaluation while training, as `shardmill eval` does it."""
 
@@ -146,7 +156,8 @@ class Train(Strict):
     """torch.compile."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, kept and written beside them; null: none."""
-    augment: dict[str, Any] = {}
+    augment: Augment = Augment()
+    order: Order = Order()
     frozen_features: int = Field(0, ge=0)
     """For models whose towers are frozen up to a head: features of so many augmented views a sample are computed once; 0: off."""
     caption: str = "txt"
@@ -180,7 +191,9 @@ class Train(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Train:
         if self.batch % (self.workers * self.accumulate):
-            raise ValueError(f"batch {self.batch} cannot be cut into workers x accumulate = {self.workers} x {self.accumulate} equal pieces")
+            raise ValueError(
+                f"batch {self.batch} cannot be cut into workers x accumulate = {self.workers} x {self.accumulate} equal pieces"
+            )
         if self.launch == "process" and self.workers > 1:
             raise ValueError("launch: process trains with one worker; set workers: 1 or launch: ray")
         weights = [source.weight is None for source in self.data]
@@ -194,10 +207,11 @@ class Train(Strict):
 def resumable(before: dict[str, Any], now: Train) -> list[str]:
     """Names of the options that changed since a checkpoint and merely steer. Raises UserError where its state would not fit any more."""
     current = now.model_dump(mode="json")
-    fixed = ("model", "batch", "seed", "loss", "augment", "frozen_features", "caption")
-    if wrong := [name for name in fixed if before.get(name) != current[name]]:
+    fixed = ("model", "batch", "seed", "loss", "augment", "order", "frozen_features", "caption")
+    if wrong := next((name for name in fixed if before.get(name) != current[name]), None):
+        was, now_is = before.get(wrong), current[wrong]
         raise UserError(
-            f"train.{wrong[0]}: it was {before.get(wrong[0])} when the checkpoints in train.out were written, and is {current[wrong[0]]} now; "
+            f"train.{wrong}: it was {was} when the checkpoints in train.out were written, and is {now_is} now; "
             "set it back, or give another train.out"
         )
     return sorted(name for name, value in current.items() if before.get(name) != value)

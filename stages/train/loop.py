@@ -43,13 +43,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """Where a rank stands, and whom it talks to. `device`: a torch device's name. `begin`, `report` and `evaluate` are called on rank 0 alone."""
+    """Where a rank stands, and whom it talks to: all but the first three is called on rank 0 alone. `device`: a torch device's name."""
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
-    begin: Callable[[int, int], None] = lambda step, steps: None
-    report: Callable[[Line], None] = lambda line: None
+    begin: Callable[[int, int], None] = lambda _step, _steps: None
+    report: Callable[[Line], None] = lambda _line: None
     stop: Callable[[], bool] = lambda: False
     evaluate: Callable[[str, int], None] | None = None  # folder of a model, epochs done
 
@@ -65,7 +65,7 @@ class Outcome:
     last: Line = field(default_factory=dict)
 
 
-class NotFinite(UserError):
+class NotFiniteError(UserError):
     """The loss or the gradients are not numbers any more."""
 
 
@@ -267,7 +267,7 @@ class _Rank:
         self.context.report(line)
 
     def _refuse(self, taken: Taken, loss: float, norm: float) -> None:
-        """Writes the keys of the global batch down, in order. Raises NotFinite on all ranks."""
+        """Writes the keys of the global batch down, in order. Raises NotFiniteError on all ranks."""
         import torch
 
         keys: list[list[str]] = [taken.keys] * self.context.world
@@ -278,9 +278,10 @@ class _Rank:
             flat = [key for part in keys for key in part]
             told = {"step": taken.step, "epoch": taken.epoch, "loss": str(loss), "grad_norm": str(norm), "lr": taken.rate, "keys": flat}
             self.store.write_json(path, told)
-        raise NotFinite(
-            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}; the batch's keys are in {self.store.address(path)}. "
-            "Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; the last checkpoint is from before"
+        raise NotFiniteError(
+            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}; its keys are in {self.store.address(path)}. "
+            "Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; "
+            "the last checkpoint is from before"
         )
 
     def _save(self) -> None:
@@ -291,7 +292,12 @@ class _Rank:
         if self.metrics is None:
             return
         finished = self.step >= self.steps
-        held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0], "finished": False}
+        held: dict[str, Any] = {
+            "step": self.step,
+            "samples_seen": self.step * self.config.batch,
+            "epoch": self._place()[0],
+            "finished": False,
+        }
         held |= {"fingerprint": self.source.fingerprint, "config": self.config.model_dump_json(), "scaler": stepper.scaler.state_dict()}
         self.metrics.flush()
         if finished or self._due(held["epoch"]):
@@ -315,8 +321,11 @@ class _Rank:
         return Outcome(state, self.step, self.steps, last=self.last)
 
     def close(self) -> None:
-        if getattr(self, "metrics", None) is not None and self.metrics is not None:
+        if self.metrics is not None:
             self.metrics.close()
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
 
 
 def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:

@@ -58,11 +58,12 @@ class Losses:
 def build(wanted: Wanted, kind: str, pad_id: int, rank: int, world: int) -> Losses:
     """The losses of a model of `kind` on one of `world` ranks. Raises UserError for options that do not go together."""
     import open_clip
+    from open_clip.loss import SigLipLoss
 
     if kind == "siglip":
         if wanted.label_smoothing:
             raise UserError("train.loss.label_smoothing: the sigmoid loss has none; set it to 0")
-        return Losses(kind, open_clip.SigLipLoss(rank=rank, world_size=world), None, (1.0, 0.0))
+        return Losses(kind, SigLipLoss(rank=rank, world_size=world), None, (1.0, 0.0))
     if wanted.learnable and (kind != "coca" or not wanted.contrastive_weight or not wanted.caption_weight):
         raise UserError("train.loss.learnable: weights are learnt for a CoCa model, from a contrastive_weight and caption_weight above 0")
     shared = {"local_loss": wanted.local, "gather_with_grad": wanted.gather_with_grad, "rank": rank, "world_size": world}
@@ -79,7 +80,7 @@ def _smoothed(smoothing: float, shared: dict[str, Any]) -> Any:
     import open_clip
     from torch.nn import functional
 
-    class SmoothedClipLoss(open_clip.ClipLoss):
+    class SmoothedClipLoss(open_clip.ClipLoss):  # type: ignore[misc]
         def forward(self, image_features: Any, text_features: Any, logit_scale: Any) -> Any:
             logits = self.get_logits(image_features, text_features, logit_scale)
             labels = self.get_ground_truth(image_features.device, logits[0].shape[0])

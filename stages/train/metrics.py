@@ -107,7 +107,9 @@ class Lines(Quiet):
         log.info("train step=%d/%d", step, steps)
 
     def show(self, line: Line) -> None:
-        shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items() if name not in ("step", "order")}
+        shown = {
+            name: f"{value:.4g}" if isinstance(value, float) else value for name, value in line.items() if name not in ("step", "order")
+        }
         log.info("train step=%d/%d %s", line["step"], self.steps, " ".join(f"{name}={value}" for name, value in shown.items()))
 
 
@@ -133,7 +135,9 @@ class Live(Quiet):
     def show(self, line: Line) -> None:
         seconds, done = time.monotonic() - self.began, line["step"] - self.first
         left = seconds / max(done, 1) * (self.steps - line["step"])
-        note = f"epoch {line['epoch']} · loss {line['loss']:.4f} · {line['samples_per_s']:,.0f} samples/s · wait {line['data_wait_share']:.0%}"
+        note = (
+            f"epoch {line['epoch']} · loss {line['loss']:.4f} · {line['samples_per_s']:,.0f} samples/s · wait {line['data_wait_share']:.0%}"
+        )
         self.bars.update(self.bar, completed=line["step"], clock=f"{seconds:.0f} s, {left:.0f} s left", note=note)
 
     def close(self) -> None:

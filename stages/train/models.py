@@ -24,6 +24,7 @@ from stages.train.config import Train
 
 CONFIGS = Path(__file__).parent / "configs"
 OFFLINE_SCORER = "offline-scorer"
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Model:
     tokenizer: Callable[[list[str]], Any]  # texts -> int64[n, context_length]
     context_length: int
     loss: str  # clip, siglip or coca
-    interpolation: str = "bicubic"
+    resize: Any = "shortest"  # open_clip's mode for pictures of another shape
     description: dict[str, Any] = field(default_factory=dict)  # {model_cfg, preprocess_cfg}: open_clip_config.json of a folder of ours
 
     @property
@@ -69,7 +70,7 @@ def build(config: Train) -> Model:
         options = {"init_logit_scale": math.log(10), "init_logit_bias": -10}  # as open_clip's own training does for --siglip
     if config.strategy == "fsdp":
         options["nonscalar_logit_scale"] = True  # FSDP2 shards no scalars
-    with _file(wanted.pretrained) as pretrained, _hushed():
+    with _Local(wanted.pretrained) as pretrained, _hushed():
         try:
             net = open_clip.create_model(
                 name,
@@ -82,7 +83,9 @@ def build(config: Train) -> Model:
                 **options,
             )
         except (RuntimeError, OSError, KeyError) as err:
-            raise UserError(f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {err}") from err
+            raise UserError(
+                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {err}"
+            ) from err
     tokenizer = open_clip.get_tokenizer(name, context_length=wanted.context_length)
     kind = _kind(net, config)
     model_cfg = {**described, **{key: value for key, value in options.items() if key != "nonscalar_logit_scale"}}
@@ -99,8 +102,8 @@ def build(config: Train) -> Model:
         tokenizer=tokenizer,
         context_length=int(tokenizer.context_length),
         loss=kind,
-        interpolation=preprocess.get("interpolation", "bicubic"),
-        description={"model_cfg": model_cfg, "preprocess_cfg": {key: preprocess[key] for key in preprocess if key not in ("size", "mode", "fill_color")}},
+        resize=preprocess.get("resize_mode") or "shortest",
+        description={"model_cfg": model_cfg, "preprocess_cfg": {key: preprocess[key] for key in PREPROCESS}},
     )
     return _locked(made, config)
 
@@ -187,7 +190,7 @@ def _hushed() -> Iterator[None]:
         logging.disable(before)
 
 
-class _file:
+class _Local:
     """A local name for a file of weights at a path or URL for the time of the block; tags pass as they are."""
 
     def __init__(self, pretrained: str | None) -> None:
@@ -253,9 +256,8 @@ def wrap(model: Model, learnable: tuple[float, float] | None = None) -> Any:
     `learnable`: the first weights of the contrastive and the captioning loss, where they are to be learnt.
     """
     import torch
-    from torch.nn import functional
 
-    class Trained(torch.nn.Module):
+    class Trained(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = model.net
@@ -273,27 +275,29 @@ def wrap(model: Model, learnable: tuple[float, float] | None = None) -> Any:
                 image = image.float().div_(255).sub_(self.mean).div_(self.std)
                 if image.device.type == "cuda":
                     image = image.contiguous(memory_format=torch.channels_last)
-            out = self._clip(image, text, frames) if frames else self.net(image, text)
+            out = _of_clips(model, image, text, frames) if frames else self.net(image, text)
             if learnable is not None:
                 out["loss_log_variance"] = self.loss_log_variance.clone()
             return dict(out)
 
-        def _clip(self, image: Any, text: Any, frames: int) -> dict[str, Any]:
-            """Frames mean-pooled: the features of all frames of a clip are averaged before they are normalised."""
-
-            def pooled(value: Any) -> Any:
-                return value.unflatten(0, (-1, frames)).mean(1)
-
-            if model.loss == "coca":
-                latent, tokens = self.net._encode_image(image, normalize=False)
-                latent = functional.normalize(pooled(latent), dim=-1)
-                out: dict[str, Any] = self.net(None, text, image_latent=latent, image_embs=pooled(tokens))
-                return out
-            features = functional.normalize(pooled(self.net.encode_image(image)), dim=-1)
-            out = {"image_features": features, "text_features": self.net.encode_text(text, normalize=True)}
-            out["logit_scale"] = self.net.logit_scale.exp()
-            if getattr(self.net, "logit_bias", None) is not None:
-                out["logit_bias"] = self.net.logit_bias
-            return out
-
     return Trained()
+
+
+def _of_clips(model: Model, frames: Any, text: Any, number: int) -> dict[str, Any]:
+    """Outputs for clips of `number` frames each; frames: float[b * number, 3, h, w]. Frames' features are averaged, then normalised."""
+    from torch.nn import functional
+
+    net = model.net
+
+    def pooled(value: Any) -> Any:
+        return value.unflatten(0, (-1, number)).mean(1)
+
+    if model.loss == "coca":
+        latent, tokens = net._encode_image(frames, normalize=False)
+        out: dict[str, Any] = net(None, text, image_latent=functional.normalize(pooled(latent), dim=-1), image_embs=pooled(tokens))
+        return out
+    features = functional.normalize(pooled(net.encode_image(frames)), dim=-1)
+    out = {"image_features": features, "text_features": net.encode_text(text, normalize=True), "logit_scale": net.logit_scale.exp()}
+    if getattr(net, "logit_bias", None) is not None:
+        out["logit_bias"] = net.logit_bias
+    return out

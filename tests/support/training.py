@@ -1,0 +1,98 @@
+"""Training without shards: a source of small made-up pictures with captions, and model configs of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from stages.train.config import Train
+
+VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+CLIP = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+POOLED = {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4, "output_tokens": True}
+COCA = {
+    "embed_dim": 32,
+    "vision_cfg": {**VISION, **POOLED},
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    "custom_text": True,
+}
+SIGLIP = {**CLIP, "init_logit_bias": -10, "init_logit_scale": 2.302585}
+MODELS = {"micro": CLIP, "micro_coca": COCA, "micro_sig": SIGLIP}
+SAMPLES = 40
+
+
+def config(folder: Path, model: str = "micro", **options: Any) -> Train:
+    """A config for `Pictures`, writing to folder/out; the model's JSON is put into `folder`."""
+    path = folder / f"{model}.json"
+    path.write_text(json.dumps(MODELS[model]))
+    given: dict[str, Any] = {"batch": 8, "epochs": 2, "log_every": 1, "tensorboard": False, "optimizer": {"lr": 1e-3}}
+    wanted = given.pop("model", {}) | options.pop("model", {})
+    return Train.model_validate({**given, "out": str(folder / "out"), **options, "model": {"name": str(path), **wanted}})
+
+
+class Pictures:
+    """Sample i is noise seeded by i, or a clip of `frames` of it, with a caption that names i; an epoch is a permutation."""
+
+    samples = SAMPLES
+    fingerprint = "pictures"
+    frames = 0
+
+    def __init__(self, wanted: Train, model: Any, context: Any) -> None:
+        self.wanted, self.model = wanted, model
+        self.share = wanted.batch // context.world
+        self.first = context.rank * self.share
+
+    def steps(self, epoch: int) -> int:
+        return self.samples // self.wanted.batch
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        import torch
+
+        for step in range(start_step, self.steps(epoch)):
+            order = np.random.default_rng([self.wanted.seed, epoch]).permutation(self.samples)
+            ids = order[step * self.wanted.batch :][self.first : self.first + self.share]
+            text = self.model.tokenizer([f"picture number {i} of many{' things' * (i % 3)}" for i in ids])
+            image = torch.stack([torch.from_numpy(self.picture(int(i))) for i in ids])
+            yield SimpleNamespace(step=step, ids=ids, image=image, text=text, keys=[f"{i:05d}" for i in ids], replaced=0, wait_s=0.0)
+
+    def picture(self, i: int) -> np.ndarray:
+        shape = (*([self.frames] if self.frames else []), 3, *self.model.image_size)
+        return np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Clips(Pictures):
+    frames = 3
+
+
+def write_shards(folder: Path, samples: int, per_shard: int = 100, size: int = 224) -> Path:
+    """Tars as img2dataset writes them, by webdataset's own writer: JPEGs of a coloured disc, captioned by its place and colour."""
+    from webdataset import TarWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, samples, per_shard):
+        with TarWriter(str(folder / f"{first // per_shard:05d}.tar")) as tar:
+            for i in range(first, min(first + per_shard, samples)):
+                image, caption = _disc(i, size)
+                tar.write({"__key__": f"{i:09d}", "jpg": image, "txt": caption.encode(), "json": json.dumps({"caption": caption}).encode()})
+    return folder
+
+
+def _disc(i: int, size: int) -> tuple[bytes, str]:
+    import cv2
+
+    dice = np.random.default_rng(i)
+    names = {"red": (40, 40, 220), "green": (40, 200, 40), "blue": (220, 60, 40), "white": (240, 240, 240), "yellow": (40, 220, 230)}
+    name = list(names)[i % len(names)]
+    x, y = dice.uniform(0.2, 0.8, 2)
+    pixels = np.full((size, size, 3), int(dice.integers(20, 160)), np.uint8)
+    pixels = cv2.circle(pixels, (int(x * size), int(y * size)), int(dice.uniform(0.1, 0.2) * size), names[name], -1)
+    pixels = np.clip(pixels + dice.integers(-8, 9, pixels.shape), 0, 255).astype(np.uint8)
+    where = f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+    return cv2.imencode(".jpg", pixels)[1].tobytes(), f"a {name} disc at the {where}, number {i}"
