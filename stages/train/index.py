@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.storage import Store
 
 BLOCK = 512  # bytes: a tar's header, and what its members are padded to
@@ -50,15 +51,21 @@ class Indices:
         store = Store(self.root, dict(self.options))
         name = f"{hashlib.sha256(f'{url} {size} {mark}'.encode()).hexdigest()[:32]}.npy"
         found = _kept(store, name)
-        if found is None:
+        if found is not None:
+            return found
+        try:
             with _alone(store, name):
                 found = _kept(store, name)
-                if found is None:
-                    found = _beside(url, size, options)
-                    found = scan(url, options) if found is None else found
-                    packed = io.BytesIO()
-                    np.save(packed, found)
-                    store.write(name, packed.getvalue())
+                return self._made(store, name, url, size, options) if found is None else found
+        except PermissionError as err:
+            raise UserError(f"the index of {url} cannot be kept in {self.root}, or it cannot be read: {err}") from err
+
+    def _made(self, store: Store, name: str, url: str, size: int, options: Mapping[str, Any]) -> np.ndarray:
+        found = _beside(url, size, options)
+        found = scan(url, options) if found is None else found
+        packed = io.BytesIO()
+        np.save(packed, found)
+        store.write(name, packed.getvalue())
         return found
 
 

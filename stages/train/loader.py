@@ -31,6 +31,8 @@ from stages.train.reading import Reader, Sample, Span, samples
 __all__ = ["Batch", "Loader", "samples"]
 
 AHEAD = 2  # batches of each worker, and assembled ones, that wait for the trainer
+READ_BY = 0.75  # of a group's steps: by then all of the next one's chunks are asked for
+CLOSE_S = 30.0  # how long closing waits for a worker that is in the middle of a read
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +114,11 @@ class Loader:
         steps = self.order.steps(epoch)
         for step in range(start_step, steps):
             began = time.perf_counter()
-            batch = replace(stream.get(), wait_s=time.perf_counter() - began)
+            try:
+                batch = replace(stream.get(), wait_s=time.perf_counter() - began)
+            except Exception:
+                self.close()  # whoever tries again starts anew
+                raise
             if batch.step != step:
                 raise RuntimeError(f"step {batch.step} came instead of {step}")
             stream.at = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
@@ -136,7 +142,7 @@ class Loader:
                 coming = group and _Coming(reader, pool, group[2])
                 for column in range(ids.shape[1]):
                     if coming:
-                        coming.advance((column + 1) / ids.shape[1])
+                        coming.advance(min(1.0, (column + 1) / (READ_BY * ids.shape[1])))
                     yield begin + column, made.make(number, np.ascontiguousarray(ids[:, column]), ready)
 
     def _groups(self, epoch: int, step: int, positions: slice) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -210,7 +216,8 @@ class _Stream:
             self.inline.close()  # type: ignore[attr-defined]
             return
         self.stopped.set()
-        while self.thread.is_alive():
+        end = time.monotonic() + CLOSE_S
+        while self.thread.is_alive() and time.monotonic() < end:
             with suppress(queue.Empty):  # room for what the thread is about to put
                 self.ready.get_nowait()
             self.thread.join(0.01)

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import TransientError, UserError
 from stages.train.corpus import Corpora
-from stages.train.index import opened
+from stages.train.index import DAMAGED, opened
 
 Sample = dict[str, Any]
 """As webdataset has it: `__key__`, `__url__`, and bytes by lower-case suffix (`jpg`, `txt`, `json`; of a clip `000.jpg` …)."""
@@ -121,6 +121,8 @@ def parsed(url: str, stream: Any) -> Iterator[Sample]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     def note(err: Exception) -> bool:
+        if not isinstance(err, DAMAGED):
+            raise err  # the storage's fault is none of the tar's
         log.debug("%s: %s: %s", url, type(err).__name__, err.args[:1])
         return True  # go on
 
@@ -131,16 +133,26 @@ def samples(corpora: Corpora) -> Iterator[dict[str, Any]]:
     """Every sample once, in order, for evaluation; shards are read from front to back.
 
     Each has `key` (str), `shard` (its URL), `image` (encoded bytes, None without one), `frames` (encoded, of a video clip),
-    `text` (`txt`, None without one), `json` (dict, {} without one) and `members` (bytes by suffix).
+    `text` (`txt`, None without one), `json` (dict, {} without one) and `members` (bytes by suffix). Raises UserError where a shard
+    is gone, TransientError where the storage fails.
     """
     for shard, options in corpora.shards:
         count = 0
-        with opened(shard.url, options) as handle:
-            for sample in parsed(shard.url, handle):
-                count += 1
-                yield told(sample)
+        for sample in _streamed(shard.url, options):
+            count += 1
+            yield told(sample)
         if count != shard.samples:
             log.warning("%s: %d samples, not %d as is said of it", shard.url, count, shard.samples)
+
+
+def _streamed(url: str, options: Any) -> Iterator[Sample]:
+    try:
+        with opened(url, options) as handle:
+            yield from parsed(url, handle)
+    except FileNotFoundError as err:
+        raise UserError(f"{url} is gone; shards must stay while they are read (was the run cleaned?)") from err
+    except OSError as err:
+        raise TransientError(f"{url}: reading it failed: {type(err).__name__}: {err}; repeat the command") from err
 
 
 def told(sample: Sample) -> dict[str, Any]:

@@ -40,14 +40,12 @@ def traffic() -> Iterator[Traffic]:
 
     log, handler = logging.getLogger("werkzeug"), logging.Handler()
     handler.emit = line  # type: ignore[method-assign]
-    before = (log.level, log.propagate)
+    before = (log.level, log.propagate, log.handlers)
     log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
+    log.propagate, log.handlers = False, [handler]
     try:
         with mock.patch.object(s3fs.S3FileSystem, "_call_s3", call):
             yield counted
     finally:
-        log.removeHandler(handler)
         log.setLevel(before[0])
-        log.propagate = before[1]
+        log.propagate, log.handlers = before[1:]
