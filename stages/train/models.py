@@ -68,8 +68,6 @@ def build(config: Train) -> Model:
     options: dict[str, Any] = {}
     if config.loss.kind == "siglip" and "init_logit_bias" not in described:
         options = {"init_logit_scale": math.log(10), "init_logit_bias": -10}  # as open_clip's own training does for --siglip
-    if config.strategy == "fsdp":
-        options["nonscalar_logit_scale"] = True  # FSDP2 shards no scalars
     with _Local(wanted.pretrained) as pretrained, _hushed():
         try:
             net = open_clip.create_model(
@@ -86,9 +84,12 @@ def build(config: Train) -> Model:
             raise UserError(
                 f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {err}"
             ) from err
+    if hasattr(net, "text_decoder") and wanted.pretrained is None and not name.startswith(("hf-hub:", "local-dir:")):
+        projection = net.text_decoder.text_projection  # open_clip 3.3 leaves it as the memory was; its own rule elsewhere is this one
+        torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
     tokenizer = open_clip.get_tokenizer(name, context_length=wanted.context_length)
     kind = _kind(net, config)
-    model_cfg = {**described, **{key: value for key, value in options.items() if key != "nonscalar_logit_scale"}}
+    model_cfg = {**described, **options}
     model_cfg.pop("custom_text", None)
     if not isinstance(net, open_clip.CLIP):
         model_cfg["custom_text"] = True
@@ -237,7 +238,19 @@ def _locked(model: Model, config: Train) -> Model:
         lock(wanted.lock_text_unlocked_layers)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError("train.model: nothing is left to train; unlock a tower")
+    if config.strategy == "fsdp":
+        _vectors(net)
     return model
+
+
+def _vectors(net: Any) -> None:
+    """Scalars (logit scale and bias) as vectors of one element: FSDP2 shards no scalars. Checkpoints hold scalars again."""
+    import torch
+
+    for part in net.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.ndim == 0:
+                setattr(part, name, torch.nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad))
 
 
 def train_mode(module: Any) -> None:

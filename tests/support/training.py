@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +30,12 @@ MODELS = {"micro": CLIP, "micro_coca": COCA, "micro_sig": SIGLIP}
 SAMPLES = 40
 
 
-def config(folder: Path, model: str = "micro", **options: Any) -> Train:
+def config(folder: Path, kind: str = "micro", /, **options: Any) -> Train:
     """A config for `Pictures`, writing to folder/out; the model's JSON is put into `folder`."""
-    path = folder / f"{model}.json"
-    path.write_text(json.dumps(MODELS[model]))
+    path = folder / f"{kind}.json"
+    path.write_text(json.dumps(MODELS[kind]))
     given: dict[str, Any] = {"batch": 8, "epochs": 2, "log_every": 1, "tensorboard": False, "optimizer": {"lr": 1e-3}}
-    wanted = given.pop("model", {}) | options.pop("model", {})
+    wanted = options.pop("model", {})
     return Train.model_validate({**given, "out": str(folder / "out"), **options, "model": {"name": str(path), **wanted}})
 
 
@@ -96,3 +98,54 @@ def _disc(i: int, size: int) -> tuple[bytes, str]:
     pixels = np.clip(pixels + dice.integers(-8, 9, pixels.shape), 0, 255).astype(np.uint8)
     where = f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
     return cv2.imencode(".jpg", pixels)[1].tobytes(), f"a {name} disc at the {where}, number {i}"
+
+
+def curve(wanted: Train, source: Any = Pictures, world: int = 1, stop_after: int = 0) -> list[dict[str, Any]]:
+    """Trains on `world` ranks (more than one: processes joined by gloo) and returns the lines of metrics.
+
+    `stop_after`: a stop is asked for when so many steps were taken; on one rank only.
+    """
+    from pipeline.storage import Store
+    from stages.train import loop, metrics
+
+    if world == 1:
+        left = iter(range(stop_after - 1)) if stop_after else None
+        stop = (lambda: next(left, None) is None) if left is not None else (lambda: False)
+        with _group(0, 1, None) if wanted.strategy == "fsdp" else nullcontext():
+            outcome = loop.train(wanted, loop.Context(stop=stop), source)
+        assert outcome.state == (loop.STOPPED if stop_after else loop.DONE)
+    else:
+        import torch
+
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_rank, (world, wanted, source, f"{folder}/store"), nprocs=world)
+    return metrics.read(Store(wanted.out or ""))
+
+
+def _rank(rank: int, world: int, wanted: Train, source: Any, file: str) -> None:
+    import torch
+
+    from stages.train import loop
+
+    torch.set_num_threads(1)
+    with _group(rank, world, file):
+        outcome = loop.train(wanted, loop.Context(rank=rank, world=world), source)
+        assert outcome.state == loop.DONE, outcome.error
+
+
+@contextmanager
+def _group(rank: int, world: int, file: str | None) -> Iterator[None]:
+    import torch
+
+    store = torch.distributed.FileStore(file, world) if file else torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def apart(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str = "loss") -> float:
+    """The largest difference of two curves, which must have the same steps and the same samples in the same places."""
+    assert [(line["step"], line["order"]) for line in a] == [(line["step"], line["order"]) for line in b]
+    return max(abs(one[name] - other[name]) for one, other in zip(a, b, strict=True))

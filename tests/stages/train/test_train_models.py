@@ -1,0 +1,176 @@
+"""Models: open_clip's own by name, folder and JSON; normalised, pooled and locked as they should be; written for open_clip to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.storage import Store
+from stages.lib import torchvision_shim
+from tests.support import training
+
+torch = pytest.importorskip("torch")
+torchvision_shim.ensure()
+pytest.importorskip("open_clip")
+
+from stages.train import checkpoint, models  # noqa: E402
+from stages.train.config import Train  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(tmp_path: Path, kind: str = "micro", /, **options: Any) -> models.Model:
+    return models.build(training.config(tmp_path, kind, **options))
+
+
+def batch(made: models.Model, frames: int = 0) -> tuple[Any, Any]:
+    shape = (4, *([frames] if frames else []), 3, *made.image_size)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return image, made.tokenizer(["a cat", "two dogs", "a bird", "grass"])
+
+
+def test_the_tiny_model_of_ours_is_known_by_name() -> None:
+    made = models.build(Train.model_validate({"model": "ViT-tiny"}))
+    assert (made.image_size, made.context_length, made.loss) == ((224, 224), 32, "clip")
+
+
+def test_the_first_weights_follow_from_the_seed_alone(tmp_path: Path) -> None:
+    def weights(**options: Any) -> Any:
+        return torch.cat([value.flatten() for value in build(tmp_path, **options).net.state_dict().values()])
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights(seed=1))
+
+
+@pytest.mark.parametrize("model", ["micro", "micro_sig", "micro_coca"])
+def test_pixels_are_normalised_as_open_clip_does_it(tmp_path: Path, model: str) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image
+
+    made = build(tmp_path, model)
+    image, text = batch(made)
+    transform = image_transform_v2(PreprocessCfg(**made.net.visual.preprocess_cfg), is_train=False)
+    theirs = torch.stack([transform(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in image])
+    made.net.eval()
+    ours, wanted = models.wrap(made).eval()(image, text), made.net(theirs, text)
+    assert set(ours) == set(wanted)
+    for name in wanted:
+        torch.testing.assert_close(ours[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["micro", "micro_coca"])
+def test_a_clip_s_frames_are_mean_pooled_before_they_are_normalised(tmp_path: Path, model: str) -> None:
+    made = build(tmp_path, model)
+    wrapped = models.wrap(made).eval()
+    frames, text = batch(made, frames=3)
+    out = wrapped(frames, text)
+    pixels = (frames.flatten(0, 1).float() / 255 - wrapped.mean) / wrapped.std
+    raw = made.net.encode_image(pixels, normalize=False).unflatten(0, (4, 3)).mean(1)
+    torch.testing.assert_close(out["image_features"], torch.nn.functional.normalize(raw, dim=-1))
+    still = wrapped(frames[:, :1].expand(-1, 3, -1, -1, -1), text)["image_features"]
+    torch.testing.assert_close(still, wrapped(frames[:, 0], text)["image_features"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["micro", "micro_coca"])
+def test_a_locked_tower_is_not_trained_and_stays_in_evaluation_mode(tmp_path: Path, model: str) -> None:
+    made = build(tmp_path, model, model={"lock_image": True})
+    models.train_mode(made.net)
+    assert not any(parameter.requires_grad for parameter in made.net.visual.parameters())
+    assert not any(part.training for part in made.net.visual.modules())
+    assert made.net.training
+    assert made.net.logit_scale.requires_grad
+
+
+def test_the_last_groups_of_a_locked_tower_can_stay_trainable(tmp_path: Path) -> None:
+    made = build(tmp_path, model={"lock_image": True, "lock_image_unlocked_groups": 1, "lock_text": True})
+    trained = {name for name, parameter in made.net.named_parameters() if parameter.requires_grad}
+    assert trained == {"visual.proj", "logit_scale"}
+
+
+def test_a_clip_model_becomes_siglip_s_with_a_bias(tmp_path: Path) -> None:
+    made = build(tmp_path, loss={"kind": "siglip"})
+    assert made.loss == "siglip"
+    assert made.net.logit_bias.item() == -10
+    assert made.description["model_cfg"]["init_logit_bias"] == -10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": {"name": "ViT-B-23"}}, "did you mean ViT-B-32"),
+        ({"model": {"name": "/nowhere/x.json"}}, "cannot be read as JSON"),
+        ({"model": {"drop": 0.1}}, "no timm image tower"),
+        ({"model": {"pretrained": "no_such_tag"}}, "open_clip cannot make"),
+        ({"loss": {"kind": "coca"}}, "no captioning decoder"),
+        ({"model": {"lock_image": True, "lock_text": True}}, ""),
+    ],
+)
+def test_what_cannot_be_is_the_user_s_error(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    if not said:  # both towers locked: the logit scale is left, which is a choice
+        build(tmp_path, **options)
+        return
+    with pytest.raises(UserError, match=said):
+        build(tmp_path, **options)
+
+
+def test_patch_dropout_is_the_tower_s_own(tmp_path: Path) -> None:
+    assert build(tmp_path, model={"patch_dropout": 0.5}).net.visual.patch_dropout.prob == 0.5
+
+
+@pytest.mark.parametrize("model", ["micro", "micro_sig", "micro_coca"])
+def test_open_clip_loads_what_was_written_and_so_do_we(tmp_path: Path, model: str) -> None:
+    import open_clip
+
+    made = build(tmp_path, model, seed=5)
+    with torch.no_grad():
+        made.net.logit_scale.fill_(3.0)
+    folder = checkpoint.export(Store(str(tmp_path / "out")), made, made.net.state_dict())
+    theirs = open_clip.create_model(f"local-dir:{folder}", output_dict=True)
+    weights = f"{folder}/open_clip_model.safetensors"
+    ours = build(tmp_path, model, model={"pretrained": weights}).net
+    by_folder = models.build(Train.model_validate({"model": folder})).net
+    for loaded in (theirs, ours, by_folder, open_clip.create_model(model, pretrained=weights)):
+        for name, value in made.net.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_blocks_are_the_towers_repeated_ones(tmp_path: Path) -> None:
+    from stages.train.step import blocks
+
+    assert len(blocks(build(tmp_path).net)) == 4
+    assert len(blocks(build(tmp_path, "micro_coca").net)) == 8
+
+
+def test_weights_at_a_url_are_fetched(tmp_path: Path) -> None:
+    import fsspec
+
+    made = build(tmp_path, seed=3)
+    torch.save(made.net.state_dict(), tmp_path / "w.pt")
+    with fsspec.open("memory://weights/w.pt", "wb") as handle:
+        handle.write((tmp_path / "w.pt").read_bytes())
+    loaded = build(tmp_path, model={"pretrained": "memory://weights/w.pt"})
+    assert torch.equal(loaded.net.visual.proj, made.net.visual.proj)
+
+
+def test_normalised_features_only_where_pixels_come(tmp_path: Path) -> None:
+    """Features of a frozen tower pass as they are."""
+
+    class Head(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.logit_scale = torch.nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, image: Any, text: Any) -> dict[str, Any]:
+            return {"image_features": image, "text_features": text}
+
+    model = models.Model(Head(), (8, 8), (), (), SimpleNamespace, 4, "clip")  # type: ignore[arg-type]
+    image = torch.ones(2, 5)
+    assert torch.equal(models.wrap(model)(image, image)["image_features"], image)
