@@ -189,6 +189,8 @@ def show(found: dict[str, Any]) -> None:
             if (value := found.get(section, {}).get(name)) is not None:
                 grid.add_row(f"{section} {name}", f"{value:.4f}", _of(section, name, found[section]))
     console.print(grid)
+    if stand_in := found["model"].get("demonstration"):
+        console.print(Text(f"{found['model']['model']}: {stand_in}"), soft_wrap=True)
     for what, why in found.get("left_out", {}).items():
         console.print(Text(f"not measured: {what}: {why}"), soft_wrap=True)
     if keys := found.get("data", {}).get("unusable_keys"):

@@ -62,6 +62,8 @@ def tau_c(scores: np.ndarray, ratings: list[tuple[float, ...]]) -> float | None:
     from scipy.stats import kendalltau
 
     points = np.repeat(scores, [len(rated) for rated in ratings])
+    if len(points) < 2:
+        return None
     found = float(kendalltau(points, [rating for rated in ratings for rating in rated], variant="c").statistic)
     return None if math.isnan(found) else found
 

@@ -81,15 +81,19 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu") -> Score
         raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
     torchvision_shim.ensure()
     if name == OFFLINE:
-        return _offline(device)
+        return _offline(pretrained, device)
     return _open_clip(name, pretrained, device)
 
 
-def _offline(device: str) -> Scorer:
-    import importlib
+def _offline(pretrained: str | None, device: str) -> Scorer:
+    from stages.lib import offline_scorer
 
-    module = importlib.import_module("stages.lib.offline_scorer")
-    scorer: Scorer = module.load(device)
+    try:
+        scorer: Scorer = offline_scorer.load(device, pretrained)
+    except ModuleNotFoundError as err:
+        raise UserError(f"eval: {err}") from err
+    except (OSError, RuntimeError) as err:
+        raise UserError(f"eval: {pretrained or OFFLINE}: no weights of the offline scorer: {err}") from err
     return scorer
 
 
@@ -124,9 +128,7 @@ def found_folder(name: str) -> str | None:
     for below in BELOW:
         if fs.exists(f"{root.rstrip('/')}/{below}{CONFIG}"):
             return f"{name.rstrip('/')}/{below}".rstrip("/")
-    raise UserError(
-        f"{name}: has no {CONFIG}, as open_clip's hub models have, nor {' nor '.join(BELOW[1:])} of shardmill train"
-    )
+    raise UserError(f"{name}: has no {CONFIG}, as open_clip's hub models have, nor {' nor '.join(BELOW[1:])} of shardmill train")
 
 
 @contextmanager
