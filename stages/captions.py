@@ -121,7 +121,7 @@ class Captions(Stage):
     """Cleans each caption, measures it, names its language, and drops those that a rule speaks against."""
 
     name = "captions"
-    version = 1
+    version = 2
     reads = {"source_caption": Column(pa.string(), "the caption as the input has it")}
     adds = {
         "caption": Column(pa.string(), "the cleaned caption, NFC, single spaces"),

@@ -95,6 +95,8 @@ class Config(Strict):
     max_bytes_in_flight: Size = keyless(128_000_000)
     """Bytes of bodies that one worker holds at once before they are handed on; at least twice max_bytes."""
 
+    verify_hash: bool = True
+    """Drop bodies that have not the row's `expected_hash` (`hash_mismatch`); false takes any bytes, as DataComp's downloader does."""
     max_bytes: Size = Field(20_000_000, ge=1)
     """Largest body in bytes, after decompression."""
     min_bytes: Size = Field(1, ge=1)

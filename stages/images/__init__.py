@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict
+from stages.images import engine_img2dataset
 from stages.lib import imageblur, imagedecode, imageencode, imageresize, imagetype, phash
 from stages.lib.imagedecode import Decoded, Refused
 from stages.lib.imageresize import Filter, Mode, Plan
@@ -25,6 +26,8 @@ Kind = Literal["jpeg", "png", "gif", "webp", "avif", "bmp", "tiff"]
 class Options(Strict):
     """Sizes, crops and encodings as img2dataset's options of the same meaning. A rule that is not asked for drops nothing."""
 
+    engine: Literal["shardmill", "img2dataset"] = "shardmill"
+    """`img2dataset`: that package's own resizer (extra img2dataset), for the bytes that it would have stored."""
     size: int = Field(224, ge=1, le=16_383)
     """Pixels: the side that `mode` brings to this length."""
     mode: Mode = "center_crop"
@@ -85,7 +88,7 @@ class Images(Stage):
     """Checks, decodes, turns upright, resizes and encodes each picture once, and measures its perceptual hash."""
 
     name = "images"
-    version = 1
+    version = 2
     reads = {"body": Column(pa.large_binary(), "the bytes as they were downloaded", stored=False)}
     adds = {
         "image": Column(pa.large_binary(), "the picture as it goes into the shards"),
@@ -117,6 +120,7 @@ class Images(Stage):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
+        self._resize: engine_img2dataset.Img2dataset | None = None
         if self.config.blur_boxes:
             boxes = Column(pa.string(), "JSON [[left, top, right, bottom] …], shares of width and height")
             self.reads = {**type(self).reads, "face_boxes": boxes}
@@ -124,9 +128,17 @@ class Images(Stage):
     class Config(Options):
         pass
 
+    def check_ready(self) -> None:
+        """Raises UserError where the engine's package is missing."""
+        if self.config.engine == "img2dataset":
+            engine_img2dataset.require()
+
     def open(self) -> None:
         import cv2
 
+        self.check_ready()
+        if self.config.engine == "img2dataset":
+            self._resize = engine_img2dataset.Img2dataset(self.config)
         warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata; what matters of it becomes a fate
         cv2.setNumThreads(1)  # a worker is one CPU; the engine runs several
 
@@ -160,11 +172,14 @@ class Images(Stage):
         boxes = self._boxes(boxes_text)
         stored = imageresize.plan(head.width, head.height, config.size, config.mode, config.only_if_bigger)
         self._result_rules(stored)
+        facts["format"] = config.format
+        if self._resize is not None:
+            self._by_img2dataset(self._resize(body, boxes), head, facts)
+            return
         decoded = imagedecode.decode(head, stored.scaled if stored.shrinks and config.downscale == "area" else None)
         self._measure(decoded, facts)
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         facts["width"], facts["height"] = plan.stored
-        facts["format"] = config.format
         untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
         facts["image"] = body if config.skip_reencode and untouched else self._stored(decoded, plan, boxes)
 
@@ -206,6 +221,11 @@ class Images(Stage):
             return imageblur.boxes(text)
         except (ValueError, RecursionError) as err:
             raise Refused("bad_boxes", str(err)[:200]) from err
+
+    def _by_img2dataset(self, made: engine_img2dataset.Resized, head: imagedecode.Header, facts: dict[str, Any]) -> None:
+        facts["width"], facts["height"], facts["image"] = made.width, made.height, made.image
+        orientation, tags = imagedecode.exif(head)
+        self._measure(Decoded(made.pixels, made.original_width, made.original_height, orientation, tags, plain=False), facts)
 
     def _measure(self, decoded: Decoded, facts: dict[str, Any]) -> None:
         facts["original_width"], facts["original_height"] = decoded.width, decoded.height

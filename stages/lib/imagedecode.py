@@ -84,9 +84,10 @@ def header(kind: str, body: bytes) -> Header:
         size = imagetype.webp_size(body)
         if size is None or not all(size):
             raise Refused("truncated" if imagetype.ends_early(kind, body) else "undecodable", "no size in the header")
-        if zeros := imagetype.webp_blank(body):
-            raise Refused("undecodable", f"the last {zeros} of {len(body)} bytes are zeros")
+        _refuse_blank(body)
         return Header(kind, body, *size, None)
+    if kind == "avif":
+        _refuse_blank(body)
     image = _guarded(kind, body, lambda: _open(kind, body))
     width, height = image.size
     if not (width and height):
@@ -102,6 +103,11 @@ def decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
     return _guarded(head.kind, head.body, lambda: _decode(head, wanted))
 
 
+def exif(head: Header) -> tuple[int, str]:
+    """Orientation (1 to 8) and tags (JSON) of a picture that is not decoded here."""
+    return _exif(head.image or _guarded(head.kind, head.body, lambda: _open(head.kind, head.body)))
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """`pixels` (height, width, channels) as EXIF orientation 1 to 8 wants them shown (Exif 2.32, 4.6.4)."""
     if orientation in (5, 6, 7, 8):
@@ -111,6 +117,11 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _refuse_blank(body: bytes) -> None:
+    if zeros := imagetype.blank(body):
+        raise Refused("undecodable", f"the last {zeros} of {len(body)} bytes are zeros")
 
 
 def _open(kind: str, body: bytes) -> ImageFile.ImageFile:

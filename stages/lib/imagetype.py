@@ -70,10 +70,11 @@ def webp_size(body: bytes) -> tuple[int, int] | None:
     return None
 
 
-def webp_blank(body: bytes) -> int:
-    """Zero bytes at the end of a WebP if they are a quarter of it or more, else 0.
+def blank(body: bytes) -> int:
+    """Zero bytes at the end of a WebP or AVIF if they are a quarter of it or more, else 0.
 
-    libwebp decodes zeros to grey without a word. Sound files end in at most a few zeros, those of one colour too.
+    libwebp decodes zeros to grey and AV1 decoders to smears, without a word. Sound files end in at most a few zeros, those of one
+    colour too.
     """
     zeros = len(body) - len(body.rstrip(b"\0"))
     return zeros if zeros >= max(64, len(body) // 4) else 0

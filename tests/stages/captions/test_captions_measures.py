@@ -89,6 +89,12 @@ def test_capitals_do_not_change_the_language(by_language: dict[str, list[str]]) 
     assert [row["language"] for row in plain] == [row["language"] for row in loud]
 
 
+def test_typographic_quotes_do_not_change_the_language(by_language: dict[str, list[str]]) -> None:
+    texts = [f"it's {text}{end}" for text in by_language["en"][:100] for end in ("...", "")]
+    plain, printed = (rows_of([t.replace("'", quote).replace("...", dots) for t in texts]) for quote, dots in (("'", "..."), ("’", "…")))
+    assert [row["language"] for row in plain] == [row["language"] for row in printed]
+
+
 def test_codes_and_their_aliases() -> None:
     assert text_language.wanted(["en", "iw", "zh", "NB"]) == {"en", "he", "zh", "wuu", "yue", "no", "nn"}
     with pytest.raises(ValueError, match="'klingon' is no language"):

@@ -65,6 +65,8 @@ def test_hashes_are_each_rows_own(server: Server) -> None:
     assert server.count(host="hash.test") == 1
     assert rows[1]["sha256"] == right
     assert rows[1]["body"] is None
+    unasked = download(wanted([url], [f"sha256:{'1' * 64}"]), {**server.options(), "verify_hash": False})
+    assert [(row["fate"], row["sha256"]) for row in unasked] == [("kept", right)]
 
 
 def test_a_stream_gives_each_row_once_and_the_quick_ones_first(server: Server) -> None:
@@ -144,7 +146,7 @@ def test_stored_bytes_are_read_where_they_lie(tmp_path: Path) -> None:
 def test_only_what_changes_the_bytes_is_in_the_key() -> None:
     assert set(keyed_config(Download.Config())) == {
         "engine", "max_bytes", "min_bytes", "max_redirects", "user_agent_token", "disallowed_header_directives", "tdm_reservation",
-        "robots_txt", "optout",
+        "robots_txt", "optout", "verify_hash",
     }  # fmt: skip
 
 

@@ -127,6 +127,15 @@ def test_zeros_at_the_end_of_a_webp_of_one_colour(images: Run) -> None:
         assert row["fate"] == "kept"
 
 
+def test_an_avif_whose_second_half_is_zeros_is_no_picture(images: Run, scene: Image.Image) -> None:
+    flat = [Image.new("RGB", (side, side), colour) for side in (8, 300) for colour in ("white", "black")]
+    bodies = [*map(encode.avif, flat), encode.avif(scene)]
+    damaged = bodies[-1][: len(bodies[-1]) // 2] + bytes(len(bodies[-1]) // 2)
+    rows = images(*bodies, damaged)
+    assert [row["fate"] for row in rows] == ["kept"] * len(bodies) + ["images:undecodable"]
+    assert "zeros" in rows[-1]["detail"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(sorted(SOUND)), data=st.data())
 def test_mutated_files_always_get_a_fate(kind: str, data: st.DataObject) -> None:
