@@ -221,7 +221,8 @@ class _Stream:
             with suppress(queue.Empty):  # room for what the thread is about to put
                 self.ready.get_nowait()
             self.thread.join(0.01)
-        del self.source
+        # torch has no public way, and a trace that someone holds keeps the iterator, and with it its processes, alive.
+        self.source._shutdown_workers()  # type: ignore[attr-defined]
 
     def _assemble(self) -> None:
         try:
@@ -231,6 +232,10 @@ class _Stream:
                 if fault is not None:
                     raise fault
                 self._put(self._batch(found[0][0], [part for _, part in found]))
+        except (ConnectionError, EOFError) as err:
+            self._put(
+                RuntimeError(f"a loader worker died ({type(err).__name__}: {err}); the system's log tells whether for want of memory")
+            )
         except BaseException as err:  # noqa: BLE001 - raised where the batch is asked for
             self._put(err)
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,34 @@ def test_closing_in_mid_epoch_ends_the_processes(corpora: Corpora) -> None:
     with Loader(corpora, order_of(corpora), 0, 1, 2, prepare_of()) as loader:
         next(loader.batches(0))
         assert len(set(multiprocessing.active_children()) - before) == 2
+    assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_worker_that_is_killed_is_told_and_the_others_end(corpora: Corpora, in_thread: bool) -> None:
+    """Ray Train runs the trainer in a thread, where torch's signal handler does not reach."""
+    import multiprocessing
+
+    before = set(multiprocessing.active_children())
+
+    def train() -> str:
+        with Loader(corpora, order_of(corpora), 0, 1, 2, prepare_of()) as loader:
+            batches = (batch for epoch in range(1000) for batch in loader.batches(epoch))
+            next(batches)
+            (set(multiprocessing.active_children()) - before).pop().kill()
+            try:
+                for _ in batches:
+                    pass
+            except RuntimeError as err:
+                return str(err)
+        return ""
+
+    if in_thread:
+        with ThreadPoolExecutor(1) as pool:
+            said = pool.submit(train).result()
+    else:
+        said = train()
+    assert "worker" in said
     assert not set(multiprocessing.active_children()) - before
 
 
