@@ -137,7 +137,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled pairs.")] = 0,
     out: Annotated[
-        str | None, typer.Option(help="Where the figures go; by default eval.json, in the model's folder if it has one.")
+        str | None, typer.Option(help="Where the figures go; by default eval.json, beside the model if it lies in a folder.")
     ] = None,
 ) -> None:
     """Measures a model: retrieval, zero-shot classes, true against shuffled pairs, CoCa's captions, agreement with people."""

@@ -38,17 +38,25 @@ class Options:
 
 
 def run(model: str, options: Options, pretrained: str | None = None, device: str | None = None, out: str | None = None) -> dict[str, Any]:
-    """Evaluates, writes `out` (a file or URL; by default eval.json, in the model's folder where it is one) and returns its content."""
+    """Evaluates, writes `out` (a file or URL; by default eval.json beside the model) and returns its content."""
     if not options.data and options.judgements is None:
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
     began = time.monotonic()
     scorer = scorers.load(model, pretrained, device or _device())
     found = evaluate(scorer, options)
     found["seconds"] = round(time.monotonic() - began, 1)
-    where = out or (f"{model.rstrip('/')}/eval.json" if ("://" in model or Path(model).is_dir()) else "eval.json")
+    where = out or _beside(model)
     folder, _, name = where.rpartition("/")
     Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
     return {**found, "written": where}
+
+
+def _beside(model: str) -> str:
+    """eval.json in the model's folder, or in that of the training which left it; in the current folder for a model by name."""
+    folder = scorers.found_folder(model)
+    if folder is None:
+        return "eval.json"
+    return f"{folder if folder == model.rstrip('/') else folder.rpartition('/')[0]}/eval.json"
 
 
 def _device() -> str:

@@ -1,0 +1,164 @@
+"""`shardmill eval` as a user gives it: shards, a table with a folder, judgements, classes; what it writes and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import pipeline.evaluate
+from pipeline import cli
+from pipeline.errors import UserError
+from pipeline.evaluate import Options
+from stages.evaluate import scorers
+from tests.stages.evaluate import models
+from tests.stages.evaluate.test_evaluate_data import Colours, jpeg, tar
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three one-coloured images with two captions each, as a table and as a shard with labels, and people's judgements of them."""
+    (tmp_path / "images").mkdir()
+    rows, judged, samples = ["image,caption"], ["image,caption_of,caption,share_yes,n_yes,n_no"], {}
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        (tmp_path / "images" / f"{name}.png").write_bytes(jpeg(colour))
+        rows += [f"{name}.png,all {name}", f"{name}.png,a {name} thing"]
+        judged += [f"{name}.png,{other}.png,all {other},{int(name == other)},0,0" for other in COLOURS]
+        samples[str(number)] = {"png": jpeg(colour), "txt": f"all {name}\na {name} thing", "cls": str(number)}
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    (tmp_path / "judged.csv").write_text("\n".join(judged))
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    tar(tmp_path / "00000.tar", samples)
+    return tmp_path
+
+
+def options(folder: Path, **other: Any) -> Options:
+    return Options(data=(str(folder / "00000.tar"),), classes=str(folder / "classes.txt"), templates="plain", **other)
+
+
+@models.needs_clip
+def test_a_scorer_that_knows_colours_gets_everything_right(folder: Path) -> None:
+    found = pipeline.evaluate.evaluate(Colours(), options(folder, judgements=(str(folder / "judged.csv"), str(folder / "images"))))
+    assert found["data"]["images"] == 3
+    assert found["data"]["captions"] == 6
+    assert {found["retrieval"][f"{way}_R@1"] for way in ("image_to_text", "text_to_image")} == {1.0}
+    assert found["pairs"]["auc"] == 1.0
+    assert found["zeroshot"]["top1"] == found["zeroshot"]["mean_per_class"] == 1.0
+    assert found["judgements"]["tau_c"] == pytest.approx(2 * 18 / (81 * 0.5))  # its greatest value with 3 of 9 true
+    assert found["judgements"]["pairs_others"] == 6
+    assert found["judgements"]["tau_c_others"] is None  # all of them are judged alike: there is no order to agree with
+    assert list(found["left_out"]) == ["captioning"]
+
+
+@models.needs_clip
+def test_a_table_gives_what_the_same_data_in_shards_gives(folder: Path) -> None:
+    scorer = scorers.load(str(models.made(folder / "model", models.CLIP)))
+    from_shards = pipeline.evaluate.evaluate(scorer, options(folder))
+    table = Options(data=(str(folder / "pairs.csv"),), images=str(folder / "images"))
+    from_table = pipeline.evaluate.evaluate(scorer, table)
+    assert from_table["retrieval"] == from_shards["retrieval"]
+    assert from_table["pairs"]["auc"] == from_shards["pairs"]["auc"]
+    assert "zeroshot" in from_table["left_out"]
+
+
+@models.needs_clip
+def test_embeddings_are_open_clips(folder: Path) -> None:
+    import open_clip
+    import torch
+
+    path = models.made(folder / "model", models.CLIP)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{path}")(["all red", "a blue thing"])
+    images = [Image.effect_noise((50, 40), 80).convert("RGB") for _ in range(3)]
+    scorer = scorers.load(str(path))
+    with torch.no_grad():
+        wanted = model.eval().encode_image(torch.stack([transform(image) for image in images])).numpy()
+        wanted_text = model.encode_text(tokens).numpy()
+    np.testing.assert_allclose(scorer.encode_image(images), wanted, atol=1e-5)
+    np.testing.assert_allclose(scorer.encode_text(["all red", "a blue thing"]), wanted_text, atol=1e-5)
+
+
+@models.needs_clip
+def test_the_command_writes_and_prints_and_the_model_may_lie_in_a_run(folder: Path) -> None:
+    models.made(folder / "run" / "train" / "model", models.CLIP)
+    given = ["eval", str(folder / "run"), "--data", str(folder / "00000.tar"), "--classes", str(folder / "classes.txt")]
+    given += ["--templates", "plain", "--judgements", str(folder / "judged.csv"), str(folder / "images")]
+    done = CliRunner().invoke(cli.app, given)
+    assert done.exit_code == 0, done.output
+    written = json.loads((folder / "run" / "train" / "eval.json").read_text())
+    assert f"{written['retrieval']['text_to_image_R@1']:.4f}" in done.output
+    assert "tau_c" in done.output
+    assert "not measured: captioning" in done.output
+    again = CliRunner().invoke(cli.app, [*given, "--out", str(folder / "again.json")])
+    assert again.exit_code == 0
+    second = json.loads((folder / "again.json").read_text())
+    assert {**second, "seconds": 0} == {**written, "seconds": 0}
+
+
+@models.needs_clip
+def test_a_model_at_a_url(folder: Path) -> None:
+    found = pipeline.evaluate.run(f"file://{models.made(folder / 'model', models.CLIP)}", options(folder))
+    assert found["data"]["images"] == 3
+    assert (folder / "model" / "eval.json").exists()
+
+
+@models.needs_clip
+def test_a_model_that_writes_captions(folder: Path) -> None:
+    pytest.importorskip("pycocoevalcap")
+    found = pipeline.evaluate.run(str(models.made(folder / "coca", models.COCA)), options(folder))
+    assert found["captioning"]["images"] == 3
+    assert found["captioning"]["examples"][0]["given"] == "all red"
+    assert 0 <= found["captioning"]["bleu4"] < 0.01
+    quiet = pipeline.evaluate.run(str(folder / "coca"), options(folder, write_captions=False))
+    assert quiet["left_out"]["captioning"] == "not asked for (--no-captioning)"
+
+
+@models.needs_clip
+@pytest.mark.parametrize(
+    ("model", "pretrained", "said"),
+    [
+        ("ViT-B-33", None, r"knows no model ViT-B-33.*did you mean ViT-B-32"),
+        ("ViT-B-32", None, "a model without weights answers nothing; choose by --pretrained one of ViT-B-32's weights: openai"),
+        ("ViT-B-32", "opanai", "'opanai' is none of ViT-B-32's weights"),
+    ],
+)
+def test_models_that_are_not_there(model: str, pretrained: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        scorers.load(model, pretrained)
+
+
+@models.needs_clip
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no open_clip_config\.json"):
+        scorers.load(str(tmp_path))
+
+
+@models.needs_clip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": ("pairs.csv",)}, "--data CSV --images FOLDER"),
+        ({"data": ("pairs.csv", "more.csv"), "images": "images"}, "one table goes with one folder"),
+        ({"data": ("nowhere.tar",)}, "nowhere.tar"),
+        ({"data": ("00000.tar",), "classes": "none.txt"}, "none.txt: no such file"),
+        ({"data": ("00000.tar",)}, "labels are numbers"),
+        ({"judgements": ("none.csv", "images")}, "none.csv: no such file"),
+        ({"judgements": ("judged.csv", ".")}, "holds none of the images that judged.csv judges"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=said):
+        pipeline.evaluate.evaluate(Colours(), Options(**given))
+
+
+def test_nothing_to_evaluate_on_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(UserError, match="give --data, --judgements or both"):
+        pipeline.evaluate.run("no-such-model", Options())
