@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import ShardmillError, TransientError, UserError
 from pipeline.storage import Store
 from stages.train.index import Indices
 
@@ -131,6 +131,13 @@ def _found(source: str, options: Options) -> list[Shard]:
     except (OSError, ValueError, ImportError) as err:
         said = " ".join(str(err).split())[:300]
         raise UserError(f"train.data: {source}: {type(err).__name__}: {said}; give a run's folder, a folder of shards or tars") from err
+    except ShardmillError:
+        raise
+    except Exception as err:  # a client library's own: no credentials, no endpoint
+        said = " ".join(str(err).split())[:300]
+        raise TransientError(
+            f"train.data: {source}: the storage refuses it: {type(err).__name__}: {said}; check endpoint and keys"
+        ) from err
     if not shards:
         raise UserError(f"train.data: {source}: no shards there (shards/manifest.json, or tars)")
     return shards
@@ -215,5 +222,5 @@ def _json(url: str, options: Options) -> Any:
     fs, path = fsspec.core.url_to_fs(url, **options)
     try:
         return json.loads(fs.cat_file(path))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, PermissionError, ValueError):  # S3 forbids what is not there to those who may not list
         return None

@@ -131,7 +131,7 @@ def _beside(url: str, size: int, options: Mapping[str, Any]) -> np.ndarray | Non
     fs, path = fsspec.core.url_to_fs(url, **options)
     try:
         text = bytes(fs.cat_file(f"{path.removesuffix('.tar')}.idx")).decode()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (FileNotFoundError, PermissionError, UnicodeDecodeError):  # S3 forbids what is not there to those who may not list
         return None
     return dali(text, size)
 

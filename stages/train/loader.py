@@ -2,8 +2,10 @@
 
 A loader worker has a range of the rank's positions, and yields its part of every step; the parts of a step are put side by side. So
 what a batch holds depends neither on the number of workers nor on that of ranks. While a group of batches is worked on, the
-next one's chunks are fetched, spread over its steps. Memory of a rank: compressed, the samples of its positions in about one group
-(its batch * chunk), and a few batches of pixels. Workers hand tensors over in shared memory (/dev/shm).
+next one's chunks are fetched, spread over its steps.
+
+Memory of a rank: compressed, at most 1.3 times its share of batch * chunk samples (256 * 32 of 20 KB: 0.2 GB; a smaller chunk takes
+less, at more requests), and a few batches of pixels. Workers hand tensors over in shared memory (/dev/shm).
 """
 
 from __future__ import annotations

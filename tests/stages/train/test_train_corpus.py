@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -214,6 +215,30 @@ def test_faults_of_the_storage_are_retried_with_a_bound(run: Path, tmp_path: Pat
     flaky[:] = [FileNotFoundError("gone")]
     with pytest.raises(UserError, match="is gone"):
         Reader(corpora).read(np.asarray([0]))
+
+
+def test_evaluation_never_takes_a_failed_read_for_the_end_of_a_shard(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 10_000:
+                raise ConnectionResetError("reset")
+            return super().read(size)
+
+    corpora = opened(str(run), tmp_path)
+    body = Broken((run / "shards/KEY/00000.tar").read_bytes())
+    monkeypatch.setattr(reading, "opened", lambda *_: contextlib.nullcontext(body))
+    with pytest.raises(TransientError, match="reset"):
+        list(samples(corpora))
+
+
+def test_an_unreachable_store_is_told_in_one_line(tmp_path: Path) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    options = {"key": "a", "secret": "b", "endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 0}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "retries", 1)
+        for source in ("s3://data/run", "s3://data/*.tar", "s3://data/1.tar"):
+            with pytest.raises((UserError, TransientError), match="s3://data"):
+                opened(source, tmp_path, storage_options=options)
 
 
 @pytest.mark.parametrize("idx", [False, True])
