@@ -17,12 +17,12 @@ from pipeline import views
 from pipeline.config import RunConfig, load, validate
 from pipeline.engine import Engine
 from pipeline.errors import TransientError, UserError
-from pipeline.known import Known
-from pipeline.layout import Run, open_run
+from pipeline.known import Known, columns_known
+from pipeline.layout import Run, faults_of, open_run
 from pipeline.ledger import Balance
 from pipeline.phases import fetch, ledger, rows, select, shuffle, write
 from pipeline.progress import Lines, Quiet, for_terminal
-from pipeline.storage import Store
+from pipeline.storage import FULL, Store
 from pipeline.workers import Done
 
 log = logging.getLogger("shardmill")
@@ -71,7 +71,20 @@ def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | No
     return told(load(source, overrides), str(source), show)
 
 
-def told(config: RunConfig, where: str, show: Quiet | None = None, again: list[str] | None = None) -> Result:
+@dataclass(frozen=True)
+class Again:
+    """A retry: the fates of the pool to fetch once more.
+
+    `files`: the input as the shards were made of it, or None to list it anew. `note`: path and content of the retry's note,
+    or None where an unfinished retry has left it.
+    """
+
+    reasons: list[str]
+    files: list[Any] | None = None
+    note: tuple[str, dict[str, Any]] | None = None
+
+
+def told(config: RunConfig, where: str, show: Quiet | None = None, again: Again | None = None) -> Result:
     """`run_config` with progress, and the summary on the terminal unless the caller brought a `show`."""
     speaker = show or _terminal()
     try:
@@ -92,70 +105,95 @@ def find(config: str | Path) -> Path:
 
 
 def reopen(folder: str) -> Known:
-    """A run as its run.json describes it, wherever it lies now. Raises UserError where no run lies."""
-    store = Store(folder)
-    if not store.exists("run.json"):
-        raise UserError(f"{folder}: no run here (run.json is missing); give the folder of a run, as runs/laion_subset")
-    written = store.read_json("run.json")
-    config = validate(RunConfig, written["config"], f"{folder}/run.json")
+    """The run whose shards are published, wherever it lies now; where none are, the one that was begun.
+
+    Says so where another config, or a retry, was begun since and is unfinished. Raises UserError where no run lies.
+    """
+    begun, published = states(Store(folder))
+    state = published or begun
+    if published and published is not begun:
+        log.warning("%s: unfinished: %s was begun after these shards; what is told here is of the shards", folder, begun["where"])
+    config = validate(RunConfig, state["config"], f"{folder}/run.json")
     root, _, name = folder.rstrip("/").rpartition("/")
     here = config.run.model_copy(update={"root": root or ".", "name": name})
-    this = open_run(config.model_copy(update={"run": here}), written["where"])
-    return Known(this, [rows.InputRef(**file) for file in written["files"]])
+    this = open_run(config.model_copy(update={"run": here}), state["where"])
+    return Known(this, [rows.InputRef(**file) for file in state["files"]], state["made_of"])
 
 
-def run_config(config: RunConfig, where: str = "config", show: Quiet | None = None, again: list[str] | None = None) -> Result:
-    """Runs a loaded config; `again`: fates of the pool to fetch once more."""
+def states(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What run.json tells: the state that was begun last, and that of the shards that the manifest names (None without a manifest).
+
+    The two are one where nothing is unfinished. Raises UserError where no run lies, or its manifest is of a state that nobody described.
+    """
+    if not store.exists("run.json"):
+        raise UserError(f"{store.url}: no run here (run.json is missing); give the folder of a run, as runs/laion_subset")
+    begun = store.read_json("run.json")
+    if not store.exists("shards/manifest.json"):
+        return begun, None
+    key = store.read_json("shards/manifest.json")["key"]
+    for state in (begun, begun.get("published")):
+        if state and state["keys"]["shards"] == key:
+            return begun, state
+    raise UserError(f"{store.url}: run.json does not describe shards/{key}, which shards/manifest.json names; repeat `shardmill run`")
+
+
+def run_config(config: RunConfig, where: str = "config", show: Quiet | None = None, again: Again | None = None) -> Result:
+    """Runs a loaded config; `again`: what a retry fetches once more."""
     show = show or Quiet()
     with served(config) as (reachable, facts):
         this = open_run(reachable, where, config)
         check_ready(this)
-        with locked(this), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
+        with locked(this.store), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
             return phases(Session(this, engine, con, show), facts, again)
 
 
-def phases(session: Session, facts: dict[str, Any], again: list[str] | None) -> Result:
-    """All phases in order, what is committed left out, then the report. `facts`: what the report shall say besides."""
+def phases(session: Session, facts: dict[str, Any], again: Again | None) -> Result:
+    """All phases in order, what is committed left out, then the report. `facts`: what the report shall say besides.
+
+    run.json comes first and the manifest last, after the ledger: so at every moment the manifest's shards are described.
+    """
     from pipeline import report
 
     this, engine, con = session.run, session.engine, session.con
     began = time.monotonic()
-    files = rows.list_input(this)
-    rows.check_columns(this, files)
-    session.phase("rows", lambda: rows.run_phase(this, engine, files))
+    if again and again.note:
+        this.store.write_json(*again.note)
+    files = again.files if again and again.files else rows.list_input(this)
     known = Known(this, files)
     write_run_json(known)
-    if not known.published:
-        known = _make_shards(session, files, again)
-    if not this.config.pool.keep:
-        fetch.drop_images(this)
+    if not (again and again.files):
+        rows.check_columns(this, files)
+    session.phase("rows", lambda: rows.run_phase(this, engine, files))
+    if not known.finished:
+        _select(session, known, again.reasons if again else None)
     known.view_known(con, "known", image_dedup=True)
     select.view_selected(known, con)
     balances = ledger.run_phase(known, con)
-    write_run_json(known)
-    _write_metrics(session)
+    if known.done("shards") and not known.published:  # a change was taken back
+        write.publish(known, this.store.read_json(f"{known.folder('shards')}/done.json")["shards"])
+    elif not known.published:
+        session.phase("shards", lambda: write.run_phase(known, engine, con))
+    if not this.config.pool.keep:
+        fetch.drop_images(this)
     took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
     made = report.write(known, con, balances, {**facts, **took}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)
 
 
-def _make_shards(session: Session, files: list[Any], again: list[str] | None) -> Known:
-    """Everything between the rows and the manifest."""
+def _select(session: Session, known: Known, again: list[str] | None) -> None:
+    """Everything between the rows and the shards. `again`: fates of the pool to fetch once more."""
     this, engine, con = session.run, session.engine, session.con
-    known = Known(this, files)
+    if known.lost_base:
+        log.warning("the shards that the last retry appended to (shards/%s) are gone: all shards are written anew", known.lost_base)
     _dedup(session, known)
     known.view_alive(con)
     session.phase("pool", lambda: fetch.run_phase(this, engine, con, again))
-    known = Known(this, files)
     _image_dedup(session, known)
     known.view_known(con, "known", image_dedup=True)
     known.check_complete(con, "known")
     if not known.done("selection"):
         session.phase("selection", lambda: select.run_phase(known, con))
-    select.view_selected(known, con)
-    session.phase("shards", lambda: write.run_phase(known, engine, con))
-    return known
 
 
 def _dedup(session: Session, known: Known) -> None:
@@ -201,57 +239,77 @@ def served(config: RunConfig) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
 
 def check_ready(this: Run) -> None:
     """Everything that can be refused before work is refused here."""
-    for entry in this.entries:
-        check = getattr(entry.stage, "check_ready", None)
-        if check is not None:
-            check()
-    if this.layout.selection:
-        from pipeline.known import columns_known
+    check_config(this)
+    check_writable(this.store)
 
-        rules: Any = this.layout.selection.stage
-        rules.check(columns_known(this))
+
+def check_config(this: Run) -> None:
+    """What can be refused without touching the run's storage."""
+    with faults_of(this.where):
+        for entry in this.entries:
+            check = getattr(entry.stage, "check_ready", None)
+            if check is not None:
+                check()
+        if this.layout.selection:
+            rules: Any = this.layout.selection.stage
+            rules.check(columns_known(this))
+
+
+def check_writable(store: Store) -> None:
+    """Raises UserError where the run's folder cannot be written to."""
     try:
-        this.store.write("tmp/probe", b"shardmill")
-        this.store.remove("tmp/probe")
-    except OSError as err:
-        raise UserError(f"run.root: cannot write to {this.store.url}: {err}") from err
+        store.write("tmp/probe", b"shardmill")
+        store.remove("tmp/probe")
+    except (OSError, TransientError) as err:
+        fault = err if isinstance(err, OSError) else err.__cause__
+        if store.local and isinstance(fault, OSError) and fault.errno not in FULL:
+            raise UserError(f"run.root: cannot write to {store.url}: {fault}") from err
+        raise
 
 
 @contextlib.contextmanager
-def locked(this: Run) -> Iterator[None]:
+def locked(store: Store) -> Iterator[None]:
     """Refuses a second runner on the same folder (local file systems; on object stores nobody watches)."""
-    if not this.store.local:
+    if not store.local:
         yield
         return
     import fcntl
 
-    path = Path(this.store.full(".lock"))
+    path = Path(store.full(".lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TransientError(f"{this.store.url}: another shardmill works on this run; wait for it or stop it") from None
+            raise TransientError(f"{store.url}: another shardmill works on this run; wait for it or stop it") from None
         yield
 
 
 def write_run_json(known: Known) -> None:
-    """The run's resolved config, versions, and what each key is made of; what plan compares with."""
+    """The state that is begun: resolved config, versions, input files, and what each key is made of; what plan compares with.
+
+    The state whose shards the manifest names goes with it, until the manifest names those of this one.
+    """
+    store = known.run.store
+    published = None
+    if store.exists("run.json"):
+        with contextlib.suppress(UserError):  # the manifest is nobody's: from this run on it is
+            _, published = states(store)
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    known.run.store.write_json(
-        "run.json",
-        {
-            "config": without_secrets((known.run.given or known.run.config).model_dump(mode="json")),
-            "where": known.run.where,
-            "versions": versions,
-            "made_of": known.made_of,
-            "keys": known.keys,
-            "files": [{"url": file.url, "etag": file.etag, "rows": file.rows} for file in known.files],
-        },
-    )
+    state = {
+        "config": without_secrets((known.run.given or known.run.config).model_dump(mode="json")),
+        "where": known.run.where,
+        "versions": versions,
+        "made_of": known.made_of,
+        "keys": known.keys,
+        "files": [{"url": file.url, "etag": file.etag, "rows": file.rows} for file in known.files],
+    }
+    if published and published["keys"]["shards"] != known.keys["shards"]:
+        state["published"] = {name: value for name, value in published.items() if name != "published"}
+    store.write_json("run.json", state)
 
 
 def without_secrets(value: Any, options: bool = False) -> Any:
@@ -263,21 +321,6 @@ def without_secrets(value: Any, options: bool = False) -> Any:
         kept = {name: inner for name, inner in value.items() if not (options and SECRET.search(name))}
         return {name: without_secrets(inner, options or name == "storage_options") for name, inner in kept.items()}
     return [without_secrets(inner, options) for inner in value] if isinstance(value, list) else value
-
-
-def _write_metrics(session: Session) -> None:
-    """One row a job and stage of this session: where the time went."""
-    import pyarrow as pa
-
-    lines = [
-        {"phase": phase["phase"], "part": done["id"], "stage": stage, **timing}
-        for phase in session.phases
-        for done in phase["done"]
-        for stage, timing in done.get("timings", {}).items()
-    ]
-    if lines:
-        store = session.run.store
-        store.write_table(f"metrics/session-{len(store.names('metrics')):05d}.parquet", pa.Table.from_pylist(lines))
 
 
 def _terminal() -> Quiet:

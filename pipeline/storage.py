@@ -2,6 +2,9 @@
 
 A file under its final name is always whole: local files are written beside it under a hidden temporary name, flushed and
 renamed; on object stores a whole-object PUT does the same. Readers ignore hidden names.
+
+What the storage refuses is a TransientError, whatever the client library makes of it; only FileNotFoundError passes, since a
+missing file means something to the caller. A committed file that is no longer what was written is a UserError that names it.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import TransientError
+from pipeline.errors import ShardmillError, TransientError, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -69,26 +72,45 @@ class Store:
         return self.full(path) if self.local else str(self.fs.unstrip_protocol(self.full(path)))
 
     @contextmanager
-    def _answered(self, path: str) -> Iterator[None]:
-        """Turns a client library's own errors (no credentials, no endpoint, too many requests) into a TransientError.
+    def _answered(self, path: str, faults: type[Exception] = Exception) -> Iterator[None]:
+        """Turns what the file system or its client library raises (a throttle, no credentials, a dead disk) into a TransientError.
 
-        OSErrors pass: a missing file means something to the caller.
+        `faults`: OSError where the block does more than ask the file system.
         """
         try:
             yield
-        except (OSError, TransientError):
+        except (FileNotFoundError, ShardmillError):
             raise
+        except faults as err:
+            raise self._refused(path, err) from err
+
+    def _refused(self, path: str, err: Exception) -> TransientError:
+        if isinstance(err, OSError) and err.errno in FULL:
+            return TransientError(f"{self.address(path)}: no space left; what is committed is safe: free space, then repeat the command")
+        text = f"{type(err).__name__}: {' '.join(str(err).split())}"
+        mend = "mend that" if self.local else "check its endpoint and credentials (run.storage_options, or the environment)"
+        return TransientError(f"{self.url}: the storage refuses {path or 'its root'}: {text}; {mend}, then repeat the command")
+
+    @contextmanager
+    def _sound(self, path: str) -> Iterator[None]:
+        """Turns what a parser says of a committed file that is not what was written into a UserError."""
+        try:
+            yield
         except Exception as err:
-            text = " ".join(str(err).split())
-            raise TransientError(
-                f"{self.url}: the storage refuses {path or 'its root'}: {type(err).__name__}: {text}; check its endpoint and "
-                "credentials (run.storage_options, or the environment), then repeat the command"
+            if not _unreadable(err):
+                raise
+            # Beside done.json a file alone is never made again.
+            folder = path.rpartition("/")[0].replace("children/", "rows/", 1)
+            what = f"the folder {self.address(folder)}" if self.exists(f"{folder}/done.json") else "it"
+            text = " ".join(str(err).split()).rstrip(".")
+            raise UserError(
+                f"{self.address(path)}: the file is damaged ({text}); remove {what}, then repeat the command, which makes it anew"
             ) from err
 
     def exists(self, path: str) -> bool:
-        if self.local:
-            return Path(self.full(path)).exists()
         with self._answered(path):
+            if self.local:
+                return Path(self.full(path)).exists()
             self.fs.invalidate_cache()
             return bool(self.fs.exists(self.full(path)))
 
@@ -108,24 +130,33 @@ class Store:
             return bytes(self.fs.cat_file(self.full(path)))
 
     def read_json(self, path: str) -> Any:
-        return json.loads(self.read(path))
+        data = self.read(path)
+        with self._sound(path):
+            return json.loads(data)
 
-    def open(self, path: str) -> BinaryIO:
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
         """A seekable binary reader."""
-        handle: BinaryIO = self.fs.open(self.full(path), "rb")
-        return handle
+        with self._answered(path):
+            opened = self.fs.open(self.full(path), "rb")
+        with self._answered(path, OSError), opened as handle:
+            yield handle
 
-    def ranges(self, path: str) -> BinaryIO:
+    @contextmanager
+    def ranges(self, path: str) -> Iterator[BinaryIO]:
         """A reader that fetches exactly the bytes that it is asked for: for Parquet and Arrow files, whose readers know what they want.
 
-        An object store's own reader fetches 50 MB ahead of each of them.
+        An object store's own reader fetches 50 MB ahead of each of them. What its parser cannot read in the block is damaged.
         """
-        return self.open(path) if self.local else self.committed.open(self.full(path))
+        with self._answered(path):
+            opened = (self.fs if self.local else self.committed).open(self.full(path), "rb")
+        with self._answered(path, OSError), self._sound(path), opened as handle:
+            yield handle
 
     @cached_property
     def committed(self) -> Committed:
         """The run's committed files for DuckDB: their sizes are asked for once."""
-        return Committed(self.fs)
+        return Committed(self.fs, self._answered)
 
     def _forget(self, path: str) -> None:
         """What was known of a file that is written anew."""
@@ -133,7 +164,7 @@ class Store:
             self.committed.known.pop(self.full(path), None)
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a whole file atomically. Raises TransientError when the disk is full."""
+        """Writes a whole file atomically."""
         if not self.local:
             with self._answered(path):
                 self.fs.pipe_file(self.full(path), data)
@@ -152,15 +183,10 @@ class Store:
         final = Path(self.full(path)) if self.local else Path(os.environ.get("TMPDIR", "/tmp")) / path.rpartition("/")[2]  # noqa: S108
         target = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield target
-            self._commit(target, path)
-        except OSError as err:
-            if err.errno in FULL:
-                raise TransientError(
-                    f"{self.address(path)}: no space left; what is committed is safe: free space, then repeat the command"
-                ) from err
-            raise
+            with self._answered(path, OSError):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield target
+                self._commit(target, path)
         finally:
             with suppress(FileNotFoundError):
                 target.unlink()
@@ -193,36 +219,53 @@ class Store:
 
     def copy(self, source: str, path: str) -> None:
         """A second name for a finished file: a hard link, or a copy made by the object store itself."""
-        if self.local:
+        with self._answered(path):
+            if not self.local:
+                self.fs.cp_file(self.full(source), self.full(path))
+                return
             Path(self.full(path)).parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 Path(self.full(path)).hardlink_to(self.full(source))
-        else:
-            self.fs.cp_file(self.full(source), self.full(path))
 
     def write_table(self, path: str, table: pa.Table, row_group_rows: int = 10_000) -> None:
         """Writes one Parquet file (zstd) atomically; the same table gives the same bytes."""
         with self.atomic(path) as target:
-            pq.write_table(table, target, compression="zstd", row_group_size=row_group_rows)
+            pq.write_table(table, target, compression="zstd", row_group_size=row_group_rows, write_page_checksum=True)
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Reads a Parquet file whole; only the bytes of `columns` are fetched."""
-        with self._answered(path), self.ranges(path) as handle:
-            return pq.ParquetFile(handle, pre_buffer=not self.local).read(columns=columns)
+        with self.ranges(path) as handle:
+            return pq.ParquetFile(handle, pre_buffer=not self.local, page_checksum_verification=True).read(columns=columns)
 
     def columns(self, path: str) -> list[str]:
         """Column names of a Parquet file, from its footer."""
-        with self.open(path) as handle:
+        with self.ranges(path) as handle:
             return list(pq.ParquetFile(handle).schema_arrow.names)
 
     def rows(self, path: str) -> int:
         """Row count of a Parquet file, from its footer."""
-        with self._answered(path), self.ranges(path) as handle:
+        with self.ranges(path) as handle:
             return int(pq.ParquetFile(handle).metadata.num_rows)
+
+    def check_tables(self) -> None:
+        """Reads all of the run's tables but their images; raises UserError for the first that is damaged."""
+        with self._answered(""):
+            found = sorted(self.fs.find(self.full("")))
+        for path in (self.relative(name) for name in found if name.endswith(".parquet")):
+            if path.startswith("shards/") or path.rpartition("/")[2].startswith("."):
+                continue
+            with self.ranges(path) as handle:
+                file = pq.ParquetFile(handle, page_checksum_verification=True)
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group, [name for name in file.schema_arrow.names if name != "image"])
+
+    def relative(self, address: str) -> str:
+        """The path within this store of a full path or an address."""
+        return str(self.fs._strip_protocol(address)).removeprefix(self._opened[1]).lstrip("/")
 
     def remove(self, path: str) -> None:
         """Removes a file or a whole folder; nothing happens when it is not there."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._answered(path):
             self.fs.rm(self.full(path), recursive=True)
 
     def sweep(self) -> list[str]:
@@ -245,15 +288,26 @@ class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     cachable = False
 
-    def __init__(self, fs: Any) -> None:
+    def __init__(self, fs: Any, answered: Callable[[str], AbstractContextManager[None]]) -> None:
         super().__init__()
-        self.fs, self.protocol = fs, fs.protocol
+        self.fs, self.protocol, self._answered = fs, fs.protocol, answered
         self.known: dict[str, Any] = {}
+        self.fault: Exception | None = None  # what the store refused last: DuckDB tells only its text
+
+    @contextmanager
+    def answered(self, path: str) -> Iterator[None]:
+        try:
+            with self._answered(path):
+                yield
+        except Exception as err:
+            self.fault = err
+            raise
 
     def info(self, path: str, **_: Any) -> Any:
         path = self.fs._strip_protocol(path)
         if path not in self.known:
-            self.known[path] = self.fs.info(path)
+            with self.answered(path):
+                self.known[path] = self.fs.info(path)
         return self.known[path]
 
     def glob(self, path: str, **_: Any) -> list[str]:
@@ -266,14 +320,14 @@ class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]
         return found if isinstance(found, datetime) else datetime.fromtimestamp(0, UTC)
 
     def open(self, path: str, _mode: str = "rb", **_: Any) -> Any:
-        return io.BufferedReader(_Ranges(self.fs, self.fs._strip_protocol(path), int(self.info(path)["size"])))
+        return io.BufferedReader(_Ranges(self, self.fs._strip_protocol(path), int(self.info(path)["size"])))
 
 
 class _Ranges(io.RawIOBase):
     """A seekable file whose every read is one ranged request."""
 
-    def __init__(self, fs: Any, path: str, size: int) -> None:
-        self.fs, self.path, self.size, self.at = fs, path, size, 0
+    def __init__(self, store: Committed, path: str, size: int) -> None:
+        self.store, self.path, self.size, self.at = store, path, size, 0
 
     def readable(self) -> bool:
         return True
@@ -292,7 +346,8 @@ class _Ranges(io.RawIOBase):
         end = min(self.at + len(buffer), self.size)
         if end <= self.at:
             return 0
-        data = self.fs.cat_file(self.path, start=self.at, end=end)
+        with self.store.answered(self.path):
+            data = self.store.fs.cat_file(self.path, start=self.at, end=end)
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
@@ -300,3 +355,10 @@ class _Ranges(io.RawIOBase):
 
 def _same_device(a: Path, b: Path) -> bool:
     return a.stat().st_dev == b.stat().st_dev
+
+
+def _unreadable(err: Exception) -> bool:
+    """What parsers raise for bytes that they cannot read; pyarrow's are bare OSErrors without a number where the storage's have one."""
+    if isinstance(err, MemoryError):
+        return False
+    return isinstance(err, pa.ArrowException | json.JSONDecodeError | UnicodeDecodeError) or (type(err) is OSError and err.errno is None)

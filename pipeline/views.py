@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import TransientError
 from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
 
@@ -24,7 +25,10 @@ MEMORY_LIMIT = "2GB"
 
 @contextmanager
 def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
-    """A DuckDB connection that reads this store's files, with a spill folder of its own."""
+    """A DuckDB connection that reads this store's files, with a spill folder of its own.
+
+    DuckDB's own errors are told as what they are of the store: a damaged file, a storage that refuses, a disk without room.
+    """
     import duckdb
 
     spill = tempfile.mkdtemp(prefix="shardmill-spill-")
@@ -34,9 +38,21 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
             con.register_filesystem(store.committed)
             con.execute("SET parquet_metadata_cache = true")
         yield con
+    except duckdb.OutOfMemoryException as err:
+        raise TransientError(f"DuckDB has no room to join in: {_line(err)}; free space below {spill}, then repeat the command") from err
+    except duckdb.Error as err:
+        if not store.local and store.committed.fault:
+            raise store.committed.fault from err
+        if type(err) in (duckdb.Error, duckdb.InvalidInputException, duckdb.IOException, duckdb.SerializationException):
+            store.check_tables()
+        raise
     finally:
         con.close()
         shutil.rmtree(spill, ignore_errors=True)
+
+
+def _line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]
 
 
 def files(con: Any, name: str, store: Store, paths: list[str], schema: pa.Schema) -> None:

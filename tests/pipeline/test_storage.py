@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import exchange, views
-from pipeline.errors import TransientError
+from pipeline.errors import TransientError, UserError
 from pipeline.parts import Attempts, Part, addition_name, addition_of
 from pipeline.storage import Store
 from tests.support.s3 import s3_server
@@ -92,6 +92,79 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"no space left.*repeat the command"), store.atomic("x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert store.names("") == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EBUSY, errno.EREMOTEIO, errno.EACCES, None])
+def test_what_the_storage_refuses_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None) -> None:
+    """As an object store's client says that it is asked too often (EBUSY), or a network drive that it is gone."""
+    store = Store(str(tmp_path))
+    store.write_table("a.parquet", TABLE)
+    fault = OSError(number, "asked too often") if number else TimeoutError("asked too often")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise fault
+
+    for name in ("open", "ls", "cat_file", "rm"):
+        monkeypatch.setattr(store.fs, name, refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
+    asks = [store.read, store.names, store.read_table, store.rows, store.columns, store.remove, store.exists]
+    asks += [lambda path: store.write(path, b""), lambda path: store.write_table(path, TABLE)]
+    for ask in asks:
+        with pytest.raises(TransientError, match=r"the storage refuses a.parquet: .*asked too often; mend that, then repeat the command"):
+            ask("a.parquet")
+
+
+def test_a_storage_that_refuses_duckdb_may_pass_too(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bucket.sub("busy")
+    store.write_table("a.parquet", TABLE)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "asked too often")
+
+    monkeypatch.setattr(store.fs, "cat_file", refuse)
+    with pytest.raises(TransientError, match=r"the storage refuses .*asked too often"), views.connect(store) as con:
+        views.files(con, "a", store, ["a.parquet"], TABLE.schema)
+
+
+def joined(store: Store, path: str) -> None:
+    with views.connect(store) as con:
+        views.files(con, "pool", store, [path], TABLE.schema)
+        con.execute("SELECT sum(row), count(text) FROM pool").fetchall()
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(255 - byte for byte in data[at : at + 4]) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["cut", "garbage", "flipped page", "flipped header"])
+def test_a_damaged_file_is_named_with_its_mend(store: Store, kind: str) -> None:
+    """Also where a value is another and all else reads well: pages have checksums."""
+    table = TABLE.append_column("image", pa.array([bytes(np.random.default_rng(n).bytes(3000)) for n in range(3)], pa.large_binary()))
+    store.write_table("pool/k/part-00000.0.parquet", table)
+    whole = store.read("pool/k/part-00000.0.parquet")
+    changes = {"cut": whole[:4000], "garbage": b"garbage", "flipped page": flipped(whole, 5000), "flipped header": flipped(whole, 6)}
+    for path in ("pool/k/part-00000.0.parquet", "dedup/k/part-00000.parquet"):
+        store.write(path, changes[kind])
+    store.write_json("dedup/k/done.json", {})
+    with pytest.raises(UserError, match=r"pool/k/part-00000.0.parquet: the file is damaged \(.*\); remove it, then repeat the command"):
+        store.read_table("pool/k/part-00000.0.parquet")
+    with pytest.raises(UserError, match=r"the file is damaged .*; remove the folder .*dedup/k, then repeat the command"):
+        store.read_table("dedup/k/part-00000.parquet")
+    if kind == "flipped page":
+        return  # images never reach DuckDB
+    with pytest.raises(UserError, match=r"part-00000.0?.?parquet: the file is damaged"):
+        joined(store, "pool/k/part-00000.0.parquet")
+
+
+def test_a_damaged_note_or_exchange_is_named_too(store: Store) -> None:
+    store.write("selection/k/done.json", b"")
+    with pytest.raises(UserError, match=r"selection/k/done.json: the file is damaged .*; remove the folder"):
+        store.read_json("selection/k/done.json")
+    exchange.write(store, "x/0.arrow", TABLE, np.zeros(3, np.int64), 1)
+    store.write("x/0.arrow", store.read("x/0.arrow")[:-50])
+    with pytest.raises(UserError, match=r"x/0.arrow: the file is damaged .*; remove it"):
+        exchange.read(store, ["x/0.arrow"], 0)
 
 
 def test_a_killed_writers_leftover_is_no_file_and_is_swept(tmp_path: Path) -> None:
