@@ -149,3 +149,12 @@ def apart(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str = "loss") 
     """The largest difference of two curves, which must have the same steps and the same samples in the same places."""
     assert [(line["step"], line["order"]) for line in a] == [(line["step"], line["order"]) for line in b]
     return max(abs(one[name] - other[name]) for one, other in zip(a, b, strict=True))
+
+
+def write_config(folder: Path, shards: Path, kind: str = "micro", /, **options: Any) -> Path:
+    """A config file for `shardmill train` on shards, with a model of a few thousand weights, writing to folder/out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = config(folder, kind, **{"batch": 16, "data": [{"shards": str(shards)}], **options})
+    path = folder / "train.json"  # JSON is YAML
+    path.write_text(json.dumps({"train": wanted.model_dump(mode="json", exclude_unset=True)}))
+    return path

@@ -1,0 +1,176 @@
+"""Launching: the config's data and out, one worker here, two by Ray, signals, and faults that reach the user as one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import TransientError, UserError
+from pipeline.storage import Store
+from stages.lib import torchvision_shim
+from tests.support import training
+from tests.support.corpus import command, shardmill
+from tests.support.training import apart, config, curve, write_config, write_shards
+
+torch = pytest.importorskip("torch")
+torchvision_shim.ensure()
+pytest.importorskip("open_clip")
+pytest.importorskip("tensorboardX")
+
+import pipeline.train  # noqa: E402
+from stages.train import launch, loop, metrics  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"), 64, per_shard=20, size=48)
+
+
+def corpus_config(folder: Path, train: dict[str, Any]) -> Path:
+    raw = {"input": {"path": "x.csv"}, "run": {"name": "mine", "root": str(folder / "runs")}, "stages": {}, "train": train}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_corpus_config_trains_on_its_own_shards(tmp_path: Path) -> None:
+    path = corpus_config(tmp_path, {"model": "ViT-tiny", "epochs": 2})
+    with pytest.raises(UserError, match="has no shards yet; make them first: shardmill run"):
+        pipeline.train.resolve(path, [])
+    Store(str(tmp_path / "runs/mine")).write_json("shards/manifest.json", {})
+    wanted, _ = pipeline.train.resolve(path, ["train.batch=64"])
+    assert (wanted.data[0].shards, wanted.out, wanted.batch) == (f"{tmp_path}/runs/mine", f"{tmp_path}/runs/mine/train", 64)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"model": "ViT-tiny", "out": "x"}, r"train\.data is missing"),
+        ({"model": "ViT-tiny", "data": [{"shards": "x"}]}, r"train\.out is missing"),
+        ({"model": "ViT-tiny", "batch": 10, "workers": 4}, "cannot be cut into workers x accumulate = 4 x 1"),
+        ({"model": "ViT-tiny", "bach": 10}, r"train\.bach: unknown key; did you mean batch\?"),
+        ({"model": "ViT-tiny", "data": [{"shards": "x", "weight": 1}, {"shards": "y"}]}, "give every corpus a weight, or none"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_in_a_line(tmp_path: Path, train: dict[str, Any], said: str) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml.safe_dump({"train": train}))
+    with pytest.raises(UserError, match=said):
+        pipeline.train.resolve(path, [])
+
+
+def test_paths_are_made_whole_and_names_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text("{}")
+    given = {"model": {"name": "own.json", "pretrained": "openai"}, "data": [{"shards": ["a/{0..3}.tar", "s3://b/c"]}], "out": "o"}
+    whole = pipeline.train.whole_paths(pipeline.train.Train.model_validate(given))
+    assert (whole.model.name, whole.model.pretrained, whole.out) == (f"{tmp_path}/own.json", "openai", f"{tmp_path}/o")
+    assert whole.data[0].shards == [f"{tmp_path}/a/{{0..3}}.tar", "s3://b/c"]
+
+
+def test_the_command_trains_on_shards_and_a_stop_loses_nothing(tmp_path: Path, shards: Path) -> None:
+    options: dict[str, Any] = {"epochs": 10, "augment": {"hflip": True}, "checkpoint": {"every_steps": 1}}
+    shardmill("train", str(write_config(tmp_path / "calm", shards, **options)))
+    config_ = write_config(tmp_path / "stopped", shards, **options)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command("train", str(config_)), env=environment, stderr=subprocess.PIPE, text=True) as going:
+        while going.poll() is None and not len(read(tmp_path / "stopped")) > 5:
+            time.sleep(0.01)
+        going.send_signal(signal.SIGTERM)
+        _, said = going.communicate(timeout=120)
+    assert going.returncode == 3
+    assert "stopped by SIGTERM after step" in said
+    done = len(read(tmp_path / "stopped"))
+    assert 5 < done < 40
+    out = shardmill("train", str(config_))
+    assert f"train step={done}/40" in out.stderr
+    assert apart(read(tmp_path / "calm"), read(tmp_path / "stopped")) == 0
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return metrics.read(Store(str(folder / "out")))
+
+
+class Faulty(training.Pictures):
+    """A source that the user has to mend, on all ranks."""
+
+    def steps(self, epoch: int) -> int:
+        raise UserError("these shards cannot be")
+
+
+class Dying(training.Pictures):
+    """Ends the process of rank 1 at step 3 of the second epoch, the first time."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            mark = Path(self.wanted.out or "") / "died"
+            if epoch == 1 and batch.step == 3 and self.first and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def test_a_fault_is_the_user_s_in_this_process(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="these shards cannot be"):
+        launch.run(launch.Job(config(tmp_path), Faulty), metrics.Quiet())
+
+
+def test_fsdp_alone_needs_no_ray(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    plain = curve(config(tmp_path / "a", epochs=1))
+    wanted = config(tmp_path / "b", epochs=1, strategy="fsdp")
+    assert launch.run(launch.Job(wanted, training.Pictures), metrics.Quiet()).state == loop.DONE
+    assert apart(plain, metrics.read(Store(wanted.out or ""))) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_lost_worker_costs_steps_but_not_the_curve(tmp_path: Path, ray_session: Any) -> None:
+    class Told(metrics.Quiet):
+        begun: list[Any] = []
+
+        def begin(self, step: int, steps: int) -> None:
+            self.begun.append((step, steps))
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    calm = curve(config(tmp_path / "a"))
+    wanted = config(tmp_path / "b", workers=2, checkpoint={"every_steps": 2})
+    outcome = launch.run(launch.Job(wanted, Dying), Told())
+    assert (outcome.state, outcome.step) == (loop.DONE, 10)
+    assert [step for step, _ in Told.begun] == [0, 7]
+    assert apart(calm, metrics.read(Store(wanted.out or ""))) < 2e-5
+    assert not (tmp_path / "b/out/.ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_fault_in_a_worker_is_told_once_and_not_tried_again(tmp_path: Path, ray_session: Any) -> None:
+    with pytest.raises(UserError, match=r"^these shards cannot be$"):
+        launch.run(launch.Job(config(tmp_path, workers=2), Faulty), metrics.Quiet())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_more_workers_than_ray_has_room_for_are_refused(tmp_path: Path, ray_session: Any) -> None:
+    with pytest.raises(UserError, match="lower workers or cpus, or add nodes"):
+        launch.run(launch.Job(config(tmp_path, workers=2, cpus=4), training.Pictures), metrics.Quiet())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_worker_that_is_lost_again_and_again_ends_it(tmp_path: Path, ray_session: Any) -> None:
+    class Always(Dying):
+        def batches(self, epoch: int, start_step: int = 0) -> Any:
+            raise OSError("no such device")
+
+    with pytest.raises(TransientError, match=r"failed more than 1 times.*no such device"):
+        launch.run(launch.Job(config(tmp_path, workers=2, max_failures=1), Always), metrics.Quiet())
