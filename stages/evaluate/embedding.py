@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stages.evaluate.captioning import Captioner
-from stages.evaluate.scorers import Scorer
+from stages.evaluate.scorers import THREADS, Scorer
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class _Gathered:
     seen: dict[str, int] = field(default_factory=dict)  # identity -> image
 
 
-def embed(scorer: Scorer, items: Iterable[Item], batch: int, captioner: Captioner | None = None, threads: int = 2) -> Embedded:
+def embed(scorer: Scorer, items: Iterable[Item], batch: int, captioner: Captioner | None = None) -> Embedded:
     """Every image once, by its identity, with all its captions; an image that cannot be decoded is left out with them, and named."""
     all_ = _Gathered()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
         for group in _batched(items, batch):
             _add_images(all_, scorer, captioner, _fresh(group, all_.seen), pool)
             for item in group:

@@ -7,8 +7,10 @@ training, or the bundled `offline-scorer`. Figures are computed from embeddings 
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from stages.lib import torchvision_shim
 
+THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
 OFFLINE = "offline-scorer"
 CONFIG = "open_clip_config.json"
 BELOW = ("", "model/", "train/model/")  # where a model's folder may lie: itself, a training's folder, a run's
@@ -55,7 +58,8 @@ class OpenClip:
         import torch
 
         dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
-        return torch.stack([self.transform(image) for image in images]).to(self.device, dtype)
+        with ThreadPoolExecutor(THREADS) as pool:
+            return torch.stack(list(pool.map(self.transform, images))).to(self.device, dtype)
 
     def encode_image(self, images: Sequence[Image.Image]) -> np.ndarray:
         import torch
