@@ -161,12 +161,13 @@ def _evaluate(wanted: Train, folder: str, epochs: int) -> None:
     """Evaluates the model in `folder` after so many epochs, into OUT/eval.json and OUT/evals/."""
     from pipeline import evaluate
     from stages.evaluate import scorers
+    from stages.train import loop
 
     given = wanted.eval.data
     data = (given,) if isinstance(given, str) else tuple(given or ())
     found = evaluate.evaluate(scorers.load(folder, None, "cuda" if wanted.gpus else "cpu"), evaluate.Options(data=data))
     store = Store(wanted.out or "", dict(wanted.storage_options))
-    for path in ("eval.json", f"evals/epoch-{epochs:05d}.json"):
+    for path in ("eval.json", loop.EVALS.format(epochs)):
         store.write_json(path, {"epochs": epochs, **found})
 
 

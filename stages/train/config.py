@@ -204,9 +204,14 @@ class Train(Strict):
         return self
 
 
+def shown(config: Train) -> dict[str, Any]:
+    """A config as it is kept beside the weights: without the options of storages, which may hold secrets."""
+    return config.model_dump(mode="json", exclude={"storage_options": True, "data": {"__all__": {"storage_options"}}})
+
+
 def resumable(before: dict[str, Any], now: Train) -> list[str]:
     """Names of the options that changed since a checkpoint and merely steer. Raises UserError where its state would not fit any more."""
-    current = now.model_dump(mode="json")
+    current = shown(now)
     fixed = ("model", "batch", "seed", "loss", "augment", "order", "frozen_features", "caption")
     if wrong := next((name for name in fixed if before.get(name) != current[name]), None):
         was, now_is = before.get(wrong), current[wrong]

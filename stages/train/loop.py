@@ -18,12 +18,13 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.storage import Store
 from stages.train import checkpoint, losses, models, optim
-from stages.train.config import Train, resumable
+from stages.train.config import Train, resumable, shown
 from stages.train.metrics import Line, Metrics
 from stages.train.step import Stepper, parallel
 
 log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+EVALS = "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
 
 
 class Source(Protocol):
@@ -147,7 +148,6 @@ class _Rank:
         self.window = Window()
         self.last: Line = {}
         self.stopping = False
-        self.finished = False
         self._resume()
         self.metrics = Metrics(store, self.step, config.tensorboard) if context.rank == 0 else None
 
@@ -164,28 +164,28 @@ class _Rank:
         checkpoint.restore(self.stepper.module, self.stepper.optimizer, self.stepper.ema, state)
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
-        self.finished = bool(state["finished"])
 
     def run(self) -> Outcome:
         if self.context.rank == 0:
             self.context.begin(self.step, self.steps)
-        if self.finished and self.step >= self.steps:
-            return self._outcome(DONE)
         models.train_mode(self.stepper.inner)
         epoch, start = self._place()
+        if epoch and not start:  # where a kill came between a checkpoint and its evaluation
+            self._evaluate(epoch)
         while epoch < self.config.epochs:
             for batch, wait_s in _timed(self.source.batches(epoch, start)):
                 self._take(batch, wait_s, epoch)
                 start += 1
-                ended = start == self.steps_of[epoch]
                 every = self.config.checkpoint.every_steps
-                if self.stopping or (not ended and every and self.step % every == 0):
+                if start < self.steps_of[epoch] and (self.stopping or (every and self.step % every == 0)):
                     self._save()
-                if self.stopping:
+                if self.stopping and start < self.steps_of[epoch]:
                     return self._outcome(STOPPED)
             epoch, start = epoch + 1, 0
-            self._save()
+            self._save(epoch)
             self._evaluate(epoch)
+            if self.stopping and epoch < self.config.epochs:
+                return self._outcome(STOPPED)
         return self._outcome(DONE)
 
     def _place(self) -> tuple[int, int]:
@@ -284,27 +284,23 @@ class _Rank:
             "the last checkpoint is from before"
         )
 
-    def _save(self) -> None:
-        """A checkpoint of the steps taken so far; only of numbers that are finite."""
+    def _save(self, epochs: int | None = None) -> None:
+        """A checkpoint of the steps taken so far, if all was finite; after a whole number of `epochs` the model too, where it is wanted."""
         self._settle()
         stepper = self.stepper
         state = checkpoint.gather(stepper.module, stepper.optimizer, stepper.ema)
         if self.metrics is None:
             return
-        finished = self.step >= self.steps
-        held: dict[str, Any] = {
-            "step": self.step,
-            "samples_seen": self.step * self.config.batch,
-            "epoch": self._place()[0],
-            "finished": False,
-        }
-        held |= {"fingerprint": self.source.fingerprint, "config": self.config.model_dump_json(), "scaler": stepper.scaler.state_dict()}
         self.metrics.flush()
-        if finished or self._due(held["epoch"]):
+        if epochs is not None and (epochs == self.config.epochs or self._due(epochs)):
             checkpoint.export(self.store, self.model, state["state_dict"])
             if stepper.ema is not None:
                 checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
-        checkpoint.save(self.store, {**held, **state, "finished": finished}, self.step, self.config.checkpoint.keep)
+        held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0]}
+        told = {"fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
+        checkpoint.save(
+            self.store, {**held, **told, **state, "scaler": stepper.scaler.state_dict()}, self.step, self.config.checkpoint.keep
+        )
 
     def _due(self, epochs: int) -> bool:
         """Whether a model is evaluated after so many epochs."""
@@ -312,7 +308,13 @@ class _Rank:
         return self.context.evaluate is not None and (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs)
 
     def _evaluate(self, epochs: int) -> None:
-        if self.context.rank == 0 and self.context.evaluate is not None and self._due(epochs):
+        """On rank 0, unless it was done before."""
+        if (
+            self.context.rank == 0
+            and self.context.evaluate is not None
+            and self._due(epochs)
+            and not self.store.exists(EVALS.format(epochs))
+        ):
             self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
             self.window = Window()  # its time is not training's
 

@@ -28,7 +28,7 @@ class Losses:
     weights: tuple[float, float]
     pad_id: int = 0
 
-    def __call__(self, features: dict[str, Any], out: dict[str, Any], token_share: float, counts: bool = True) -> dict[str, Any]:
+    def __call__(self, features: dict[str, Any], out: dict[str, Any], token_share: Any, counts: bool = True) -> dict[str, Any]:
         """The parts of a piece's loss; what is minimised is their sum.
 
         features: image_features and text_features of the whole batch of this rank, float[b, d], of which this piece's carry

@@ -52,11 +52,11 @@ class Stepper:
             self.ema.update()
         return parts
 
-    def _whole(self, image: Any, text: Any, share: float, step: int) -> dict[str, Any]:
+    def _whole(self, image: Any, text: Any, share: Any, step: int) -> dict[str, Any]:
         out = self._forward(image, text, step, 0)
         return self._backward(out, out, share, True)
 
-    def _accumulated(self, pieces: list[tuple[Any, Any]], shares: list[float], step: int) -> dict[str, Any]:
+    def _accumulated(self, pieces: list[tuple[Any, Any]], shares: list[Any], step: int) -> dict[str, Any]:
         import torch
 
         with torch.no_grad():
@@ -95,22 +95,23 @@ class Stepper:
             out: dict[str, Any] = self.module(image, text)
         return out
 
-    def _backward(self, features: dict[str, Any], out: dict[str, Any], share: float, counts: bool) -> dict[str, Any]:
+    def _backward(self, features: dict[str, Any], out: dict[str, Any], share: Any, counts: bool) -> dict[str, Any]:
         with self._autocast():
             parts = self.losses(features, out, share, counts)
             total = sum(parts.values())
         self.scaler.scale(total).backward()
         return {**{name: value.detach() for name, value in parts.items()}, "scale": out["logit_scale"].detach().mean()}
 
-    def _token_shares(self, text: Any) -> list[float]:
+    def _token_shares(self, text: Any) -> list[Any]:
         """Each piece's share of the global batch's caption tokens, times the ranks, whose gradients are averaged."""
         import torch
 
         counts = [self.losses.tokens(piece) for piece in text.chunk(self.config.accumulate)]
-        total = torch.tensor(sum(counts), device=self.device)
+        total: Any = max(sum(counts), 1)
         if self.losses.caption is not None and self.world > 1:
+            total = torch.tensor(float(total), device=self.device)
             torch.distributed.all_reduce(total)
-        return [count * self.world / max(int(total), 1) for count in counts]
+        return [count * self.world / total for count in counts]
 
 
 def parallel(inner: Any, strategy: str, world: int, device: Any) -> Any:

@@ -225,3 +225,25 @@ def test_a_model_is_evaluated_after_the_epochs_that_were_asked_for(tmp_path: Pat
     context = loop.Context(evaluate=lambda folder, epochs: seen.append((epochs, (Path(folder) / "open_clip_config.json").is_file())))
     loop.train(wanted, context, training.Pictures)
     assert seen == [(2, True), (3, True)]
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_by_the_next_go(tmp_path: Path) -> None:
+    wanted, seen = config(tmp_path), []
+
+    def killed(folder: str, epochs: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(wanted, loop.Context(evaluate=killed), training.Pictures)
+    context = loop.Context(evaluate=lambda folder, epochs: seen.append(epochs))
+    assert loop.train(wanted, context, training.Pictures).state == loop.DONE
+    assert seen == [1, 2]
+
+
+def test_a_checkpoint_holds_no_secrets(tmp_path: Path) -> None:
+    wanted = config(tmp_path, epochs=1, data=[{"shards": "s3://b/c", "storage_options": {"secret": "hush1"}}])
+    curve(wanted.model_copy(update={"storage_options": {"auto_mkdir": True}}))
+    state = checkpoint.latest(Store(wanted.out or ""))
+    assert state is not None
+    assert "hush1" not in state["config"]
+    assert "auto_mkdir" not in state["config"]
