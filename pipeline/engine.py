@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,13 +24,14 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ContractError, TransientError, UserError
 from pipeline.frame import error_text
-from pipeline.nodes import check_nodes
+from pipeline.nodes import check_nodes, check_room, last_words
 from pipeline.storage import Store
-from pipeline.workers import BEAT_S, Actor, AsyncWork, Done, Job, Tasks, Work, start_board
+from pipeline.workers import BEAT_S, SAFE, Actor, AsyncWork, Done, Job, Tasks, Work, start_board
 
 log = logging.getLogger("shardmill")
 
 REACH_S = 10.0  # how long a cluster's head may take to answer
+START_S = 60.0  # how long worker processes may take to start, besides run.stall_s
 # glibc's malloc in workers: large bodies and images go back to the system when they are freed. Without a fixed threshold it
 # learns to keep them (up to 32 MB each, an arena a thread), and a worker's memory grows with the run (tests/acceptance/memory.py).
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -46,6 +48,7 @@ class Progress:
     results: list[Done] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     now: list[tuple[str, str, float]] = field(default_factory=list)
+    stirred: float = field(default_factory=time.monotonic)  # when last a job ended, or a stage was at work
 
 
 Watch = Callable[[Progress], None]
@@ -62,6 +65,7 @@ class Engine:
     owns_ray: bool = False
     board: Any = None
     started_s: float = 0.0
+    name: str = field(default_factory=lambda: f"shardmill-{uuid.uuid4().hex}")  # of its streams
     driver_bytes: int = 0  # of the lines of JSON that went out to workers and came back
 
     def __enter__(self) -> Engine:
@@ -71,6 +75,7 @@ class Engine:
         import ray
 
         if self.board is not None:
+            _end_streams(self.name)
             ray.kill(self.board)
         if self.owns_ray:
             ray.shutdown()
@@ -96,16 +101,18 @@ class Engine:
 
     def tasks(self, work: Work, jobs: Sequence[Job]) -> list[Done]:
         """Runs each job in a Ray task; returns what the workers say, in the order of `jobs`."""
-        return self._run(work.name, jobs, lambda todo: self._task_stream(work, todo))
+        return self._run([work], jobs, lambda todo: self._task_stream(work, todo))
 
     def stream(self, works: Sequence[AsyncWork], jobs: Sequence[Job], sizes: Sequence[int]) -> list[Done]:
         """Runs jobs through one pool of actors after the other (fetch, then score), all at once."""
-        return self._run(" + ".join(work.name for work in works), jobs, lambda todo: self._actor_stream(works, todo, sizes))
+        return self._run(works, jobs, lambda todo: self._actor_stream(works, todo, sizes))
 
-    def _run(self, phase: str, jobs: Sequence[Job], launch: Callable[[Sequence[Job]], Any]) -> list[Done]:
+    def _run(self, works: Sequence[Work], jobs: Sequence[Job], launch: Callable[[Sequence[Job]], Any]) -> list[Done]:
         if not jobs:
             return []
         self.start()
+        check_room(works)
+        phase = " + ".join(work.name for work in works)
         progress = Progress(phase, len(jobs))
         todo, finished = list(jobs), {}
         for _ in range(PASSES):
@@ -117,6 +124,7 @@ class Engine:
                     continue
                 finished[done["id"]] = done
                 progress.done += 1
+                progress.stirred = time.monotonic()
                 progress.results.append(done)
                 self.watch(progress)
             todo = [job for job in todo if job["id"] not in finished]
@@ -124,16 +132,16 @@ class Engine:
                 return [finished[job["id"]] for job in jobs]
             for done in failed:
                 log.warning("phase=%s job=%s failed, will be tried again: %s", phase, done["id"], done["failed"])
-        last = failed[0]["failed"] if failed else "the workers were lost"
-        raise TransientError(
-            f"{phase}: {len(todo)} of {len(jobs)} parts failed {PASSES} times, last: {last}. "
-            "What is committed is safe: mend, then repeat the command"
-        )
+        last = failed[0]["failed"] + failed[0]["mend"] if failed else f"the workers were lost. {SAFE}"
+        raise TransientError(f"{phase}: {len(todo)} of {len(jobs)} parts failed {PASSES} times, last: {last}")
 
     def _task_stream(self, work: Work, jobs: Sequence[Job]) -> Any:
+        from ray.data import TaskPoolStrategy
+
         need = work.resources
         return self._dataset(jobs).map_batches(
             Tasks(work, self.store, self.board),
+            compute=TaskPoolStrategy(need.concurrency),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=need.cpus,
@@ -152,7 +160,7 @@ class Engine:
                 fn_constructor_args=(work, self.store, self.board),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=4),
+                compute=ActorPoolStrategy(size=min(size, len(jobs)), max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=4),
                 num_cpus=need.cpus,
                 num_gpus=need.gpus or None,
                 memory=need.memory,
@@ -168,6 +176,7 @@ class Engine:
 
     def _consume(self, data: Any, progress: Progress) -> Iterator[Done]:
         """Yields results as they come, from a thread, so that this one can watch for stalls and show progress."""
+        data.set_name(self.name)
         results: queue.Queue[Any] = queue.Queue()
 
         def pull() -> None:
@@ -213,6 +222,13 @@ class Engine:
                     f"stage {stage} made no progress for {limit:.0f} s on {part} (run.stall_s); the run was ended. "
                     "What is committed is safe: mend the stage, then repeat the command"
                 )
+        if progress.now:
+            progress.stirred = time.monotonic()
+        if time.monotonic() - progress.stirred > START_S + limit:
+            raise TransientError(
+                f"{progress.phase}: no stage was at work for run.stall_s + {START_S:.0f} s; the run was ended. Its workers cannot start or "
+                "wait for CPUs, GPUs or memory that others hold. What is committed is safe: make room, then repeat the command"
+            )
 
 
 def _youngest(now: list[tuple[str, str, float]], finished: set[str]) -> list[tuple[str, str, float]]:
@@ -224,10 +240,21 @@ def _youngest(now: list[tuple[str, str, float]], finished: set[str]) -> list[tup
     return list(best.values())
 
 
+def _end_streams(name: str) -> None:
+    """Ends Ray Data's threads that still hand out work: they would go on, and start another Ray for themselves when this one is gone."""
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor) and name in thread.name:
+            thread.shutdown(force=True)
+
+
 def _init_ray(config: RunConfig) -> bool:
     """True when Ray was started here and so is ours to end."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ lines that say nothing to a user
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no Ray but the one that is started here
+    logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
     from ray.data import DataContext
 
@@ -321,6 +348,12 @@ def _raise_if_ours(done: Done) -> None:
 def _translate(err: BaseException) -> BaseException:
     import ray
 
-    if isinstance(err, ray.exceptions.RayError):
-        return TransientError(f"Ray lost workers and gave up: {error_text(err)}. What is committed is safe: repeat the command")
-    return err
+    if not isinstance(err, ray.exceptions.RayError):
+        return err
+    if isinstance(err, ray.exceptions.OutOfMemoryError):
+        return TransientError(
+            "the machine's memory was nearly full, of whatever program, and Ray killed workers again and again. What is committed is safe: "
+            "free memory, or let fewer workers work at once (ray.num_cpus), then repeat the command"
+        )
+    words = last_words(err).partition(". ")[0].rstrip(".")
+    return TransientError(f"Ray lost workers and gave up: {words}. What is committed is safe: repeat the command")

@@ -1,15 +1,47 @@
-"""Whether every node of a Ray cluster can do the work: the same Python, Ray and shardmill, and the run's storage in reach."""
+"""Whether the nodes can do the work: room for a worker, and on a Ray cluster the same Python, Ray and shardmill, and the run's
+storage in reach."""
 
 from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.frame import error_text
+from pipeline.stage import Resources
 from pipeline.storage import Store
+from pipeline.workers import Work
 
 NODE_S = 60.0  # how long a node may take to answer before the work
+
+
+def check_room(works: Sequence[Work]) -> None:
+    """Raises UserError for a worker that no node has room for: Ray would wait for such a node without end."""
+    import ray
+
+    rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for work in works:
+        need = _need(work.resources)
+        if any(all(room.get(name, 0) >= amount for name, amount in need.items()) for room in rooms):
+            continue
+        lacking = [name for name, amount in need.items() if all(room.get(name, 0) < amount for room in rooms)] or list(need)
+        stages: Sequence[Any] = getattr(work, "needing", [work])
+        named = max(stages, key=lambda stage: _need(stage.resources)[lacking[0]]).name
+        have = " or ".join(sorted({_told({name: room.get(name, 0) for name in need}) for room in rooms}))
+        raise UserError(
+            f"stage {named}: a worker of phase {work.name} needs {_told(need)}; no machine has that, only {have}. "
+            f"Take a machine with more, or let the stage ask for less ({', '.join(lacking)})"
+        )
+
+
+def _need(needs: Resources) -> dict[str, float]:
+    return {"CPU": needs.cpus, "GPU": needs.gpus, "memory": needs.memory}
+
+
+def _told(room: dict[str, float]) -> str:
+    return f"{room['CPU']:g} CPU, {room['GPU']:g} GPU and {room['memory'] / 2**30:.1f} GiB of memory"
 
 
 def check_nodes(store: Store) -> None:
@@ -28,7 +60,7 @@ def check_nodes(store: Store) -> None:
         try:
             facts = ray.get(answer, timeout=NODE_S)
         except Exception as err:  # noqa: BLE001 (whatever hinders a node is told with its name)
-            faults.append(f"node {address} ({node_id}) cannot run shardmill: {_last_words(err)}; install it there, or use shardmill submit")
+            faults.append(f"node {address} ({node_id}) cannot run shardmill: {last_words(err)}; install it there, or use shardmill submit")
             continue
         faults += [
             f"node {address} ({node_id}): {name} is {facts[name]}, here it is {own[name]}; install the same on all nodes"
@@ -43,7 +75,7 @@ def check_nodes(store: Store) -> None:
         raise UserError("\n".join(faults))
 
 
-def _last_words(err: Exception) -> str:
+def last_words(err: Exception) -> str:
     """Of a worker's trace, which Ray packs into its own words, the line that names the error."""
     named = [line.strip() for line in str(err).splitlines() if re.match(r"\s*\w+Error: ", line)]
     return named[-1] if named else error_text(err)

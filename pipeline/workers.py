@@ -8,27 +8,44 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
 
 from pipeline import careful
 from pipeline.errors import ContractError, ShardmillError, TransientError, UserError
 from pipeline.frame import error_text, machine_fault
 from pipeline.heart import HEART
 from pipeline.parts import Attempts
-from pipeline.stage import Resources
+from pipeline.stage import Resources, Stage
 from pipeline.storage import Store
 
 ATTEMPTS = 2  # deaths or machine faults of a job before it is run carefully
 BEAT_S = 1.0
+SAFE = "What is committed is safe: mend, then repeat the command"
+METRICS = pa.schema(
+    {
+        "phase": pa.string(),
+        "part": pa.string(),
+        "stage": pa.string(),
+        "rows": pa.int64(),
+        "seconds": pa.float64(),
+        "cpu_seconds": pa.float64(),
+    }
+)
 Job = dict[str, Any]
 Done = dict[str, Any]
 
 
 class Work(Protocol):
-    """What a worker does with a job; pickled to it. `resources` is for one worker."""
+    """What a worker does with a job; pickled to it. `resources` is for one worker, see `together`."""
 
-    name: str
-    resources: Resources
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def resources(self) -> Resources: ...
 
     def open(self) -> None:
         """Loads what it needs, once a worker process."""
@@ -42,6 +59,17 @@ class AsyncWork(Work, Protocol):
 
     async def run(self, job: Job, careful: bool) -> Done:
         """As `__call__`."""
+
+
+def together(stages: Sequence[Stage], base: int = 0) -> Resources:
+    """What a worker needs that runs all these stages, one after the other: the most of each, and `base` bytes that are nobody's own."""
+    needs = [stage.resources for stage in stages]
+    return Resources(
+        cpus=max(n.cpus for n in needs),
+        gpus=max(n.gpus for n in needs),
+        memory=base + max(n.memory for n in needs),
+        concurrency=max((n.concurrency for n in needs if n.concurrency), default=None),
+    )
 
 
 def dumps(what: Any) -> bytes:
@@ -105,13 +133,14 @@ class Worker:
         if self.identity not in Worker.opened:
             for other in Worker.opened.values():
                 getattr(other, "close", lambda: None)()
-            self.work.open()
+            _start_beating(self.board)
+            with HEART.at(self.work.name, f"{self.work.name} (open)", 0):
+                self.work.open()
             if not self.work.resources.gpus:  # CUDA maps far more than it uses
                 careful.limit_memory(self.work.resources.memory + careful.SLACK)
             if hasattr(self.work, "lease_call"):
                 self.work.lease_call = self._lease
             Worker.opened = {self.identity: self.work}
-            _start_beating(self.board)
         return Worker.opened[self.identity]
 
     async def _lease(self, worker: str, want: dict[str, int], give_back: dict[str, int]) -> dict[str, int]:
@@ -127,6 +156,15 @@ class Worker:
         attempts = Attempts(self.store, job["id"])
         return attempts, attempts.begin() >= ATTEMPTS
 
+    def end(self, attempts: Attempts, job: Job, done: Done) -> None:
+        """Leaves a committed part's times beside it, a row a stage, whatever becomes of the session; and forgets its attempts."""
+        new = {stage: timing for stage, timing in done.get("timings", {}).items() if stage not in job.get("timings", {})}
+        if new:
+            lines = [{"phase": self.work.name, "part": job["id"], "stage": stage, **timing} for stage, timing in new.items()]
+            name = f"{job['id'].replace('/', '-')}-{uuid.uuid4().hex[:8]}.parquet"
+            self.store.write_table(f"metrics/{name}", pa.Table.from_pylist(lines, METRICS))
+        attempts.end()
+
 
 class Tasks(Worker):
     """A function of one-line tables, for Ray tasks."""
@@ -137,7 +175,7 @@ class Tasks(Worker):
             work = self.ready()
             attempts, risky = self.begin(job)
             done = {**work(job, risky), "id": job["id"]}
-            attempts.end()
+            self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (every fault becomes a word to the driver, which decides)
             done = _failed(job, err)
         return _line(done)
@@ -158,15 +196,13 @@ class Actor(Worker):
         try:
             attempts, risky = self.begin(job)
             done = {**job, **await self.work.run(job, risky), "id": job["id"]}  # type: ignore[attr-defined]
-            attempts.end()
+            self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (as above)
             done = _failed(job, err)
         yield _line(done)
 
 
 def _line(done: Done) -> Any:
-    import pyarrow as pa
-
     return pa.table({"line": [json.dumps(done)]})
 
 
@@ -174,7 +210,8 @@ def _failed(job: Job, err: Exception) -> Done:
     kinds = {ContractError: "bug", UserError: "user"}
     kind = next((kind for cls, kind in kinds.items() if isinstance(err, cls)), "machine" if machine_fault(err) else "bug")
     text = str(err) if isinstance(err, ShardmillError) else error_text(err)
-    return {"id": job["id"], "failed": text, "kind": kind, "trace": traceback.format_exc() if kind == "bug" else ""}
+    mend = "" if isinstance(err, TransientError) else f". {SAFE}"  # whose text says so itself
+    return {"id": job["id"], "failed": text, "kind": kind, "mend": mend, "trace": traceback.format_exc() if kind == "bug" else ""}
 
 
 _board: list[Any] = []  # where this process beats: Ray hands a worker process from one run to the next

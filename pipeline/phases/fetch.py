@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,12 @@ from pipeline.parts import addition_name, addition_of
 from pipeline.phases.rows import check_errors, run_stages, stored
 from pipeline.stage import KEPT, Resources, Stage
 from pipeline.storage import Store
-from pipeline.workers import Done, Job
+from pipeline.workers import Done, Job, together
 
 RETRIES = "retry-"  # names of the notes of retries in a pool
 BARE = "bare.json"  # names of the pool's files without images
+HELD = 1 << 30  # bytes of the bodies and images of the parts that a worker of the pool has at hand
+LARGE = 2 << 30  # bytes of memory beyond which a stage of the pool is run in one thread alone
 SCORED = 2048  # pairs that go through the stages after the images at once; fixed places, see design 4 "same bytes"
 
 
@@ -69,15 +71,12 @@ def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None
     """
     jobs = todo(run, con, again)
     cpus = engine.cpus() if jobs else 1
-    pool_size, threads = max(1, cpus // 2), max(1, min(cpus, 4))
-    works: list[Any] = [FetchWork(run.store, stages_of(run.layout.pool), run.config.run.max_error_share, threads)]
-    sizes = [pool_size]
+    stages = stages_of(run.layout.pool)
+    large = any(stage.resources.memory > LARGE for stage in stages)
+    works: list[Any] = [FetchWork(run.store, stages, run.config.run.max_error_share, threads=1 if large else max(1, min(cpus, 4)))]
     if run.layout.scores:
-        scores = stages_of(run.layout.scores)
-        works.append(ScoreWork(run.store, scores, run.config.run.max_error_share))
-        asked = [stage.resources.concurrency for stage in scores if stage.resources.concurrency]
-        sizes.append(max(asked, default=pool_size))
-    return engine.stream(works, jobs, sizes)
+        works.append(ScoreWork(run.store, stages_of(run.layout.scores), run.config.run.max_error_share))
+    return engine.stream(works, jobs, [work.resources.concurrency or max(1, cpus // 2) for work in works])
 
 
 def todo(run: Run, con: Any, again: list[str] | None = None) -> list[Job]:
@@ -192,8 +191,15 @@ class FetchWork:
     max_error_share: float
     threads: int
     name: str = "pool"
-    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=3 << 30))
     lease_call: Any = None
+
+    @property
+    def needing(self) -> list[Stage]:
+        return self.stages
+
+    @property
+    def resources(self) -> Resources:
+        return together(self.stages, base=HELD)
 
     def open(self) -> None:
         for stage in self.stages:
@@ -243,9 +249,12 @@ class ScoreWork:
     name: str = "scores"
 
     @property
+    def needing(self) -> list[Stage]:
+        return self.stages
+
+    @property
     def resources(self) -> Resources:
-        needs = [stage.resources for stage in self.stages]
-        return Resources(max(n.cpus for n in needs), max(n.gpus for n in needs), max(n.memory for n in needs))
+        return together(self.stages)
 
     def open(self) -> None:
         for stage in self.stages:

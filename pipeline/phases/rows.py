@@ -7,7 +7,7 @@ row count nobody knows before the end (csv.gz) is cut, streaming, by one worker 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.layout import Run, stages_of
 from pipeline.parts import Attempts, Part, part_name
 from pipeline.stage import Expanded, Resources, Stage
 from pipeline.storage import Store
-from pipeline.workers import Done, Job, dumps
+from pipeline.workers import Done, Job, dumps, together
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,17 @@ class RowsWork:
     files: list[Any]
     config: Any
     name: str = "rows"
-    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=1 << 30))
+
+    @property
+    def needing(self) -> list[Stage]:
+        return [*self.stages, *([self.expand] if self.expand else []), *self.children]
+
+    @property
+    def resources(self) -> Resources:
+        return together(self.needing)
 
     def open(self) -> None:
-        for stage in [*self.stages, *([self.expand] if self.expand else []), *self.children]:
+        for stage in self.needing:
             stage.open()
 
     def __call__(self, job: Job, careful: bool) -> Done:

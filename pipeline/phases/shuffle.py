@@ -138,7 +138,8 @@ class ShuffleWork:
 
     @property
     def resources(self) -> Resources:
-        return Resources(cpus=1, memory=3 << 30)
+        resources: Resources = self.stage.resources
+        return resources
 
     def open(self) -> None:
         self.stage.open()

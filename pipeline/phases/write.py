@@ -164,7 +164,11 @@ class WriteWork:
     stage: Any
     shards: int
     name: str = "shards"
-    resources: Resources = field(default_factory=lambda: Resources(cpus=1, memory=3 << 30))
+
+    @property
+    def resources(self) -> Resources:
+        resources: Resources = self.stage.resources
+        return resources
 
     def open(self) -> None:
         self.stage.open()

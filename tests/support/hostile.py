@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import TransientError
 from pipeline.stage import Column, Expanded, Resources, Stage, Strict, drop
 
 
@@ -57,3 +60,33 @@ class Sentences(Stage):
         parents = [row for row, found in zip(table["row"].to_pylist(), pieces, strict=True) for _ in found]
         texts = [text for found in pieces for text in found]
         return Expanded(rows, pa.table({"parent": pa.array(parents, pa.int64()), "source_caption": pa.array(texts, pa.string())}))
+
+
+class Wide(Hostile):
+    """Wants more than other stages."""
+
+    name = "wide"
+    resources = Resources(cpus=2, memory=6 << 30, concurrency=3)
+
+
+class Gpu(Hostile):
+    """Wants what few machines have."""
+
+    name = "gpu"
+    resources = Resources(gpus=1)
+
+
+@dataclass
+class Echo:
+    """Work for the engine that says which of its jobs it did; the job `full` finds the disk full."""
+
+    resources: Resources
+    name: str = "echo"
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, job: dict[str, Any], careful: bool) -> dict[str, Any]:
+        if job["id"] == "full":
+            raise TransientError("no space left; what is committed is safe: free space, then repeat the command")
+        return {"echo": job["id"]}

@@ -1,0 +1,67 @@
+"""What workers ask of the machines: the most of their stages' needs; refused where no node has it, ended where none is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.engine import Engine, Progress
+from pipeline.errors import TransientError, UserError
+from pipeline.nodes import check_room
+from pipeline.phases.fetch import FetchWork, ScoreWork
+from pipeline.phases.rows import RowsWork
+from pipeline.phases.shuffle import ShuffleWork
+from pipeline.phases.write import WriteWork
+from pipeline.stage import Resources
+from pipeline.storage import Store
+from pipeline.workers import Work, together
+from tests.support.hostile import Echo, Gpu, Hostile, Sentences, Wide
+
+
+def engine(folder: Path, **run: Any) -> Engine:
+    stages: dict[str, Any] = {"ingest": {}, "download": {}, "images": {}}
+    config = {"input": {"path": "list.parquet"}, "run": {"name": "test", "root": str(folder), **run}, "stages": stages}
+    return Engine(RunConfig.model_validate(config), Store(str(folder)))
+
+
+def test_a_worker_needs_the_most_of_its_stages_needs(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert together([Hostile(), Gpu(), Wide()], base=1 << 30) == Resources(2, 1, 7 << 30, 3)
+    assert RowsWork(store, [Hostile()], Sentences(), [Wide()], [], None).resources == Resources(2, 0, 6 << 30, 3)
+    assert FetchWork(store, [Hostile(), Wide()], 0.2, 1).resources == Resources(2, 0, 7 << 30, 3)
+    assert ScoreWork(store, [Gpu(), Wide()], 0.2).resources == Resources(2, 1, 6 << 30, 3)
+    works: list[Work] = [ShuffleWork(store, Wide(), "key"), WriteWork(store, Wide(), 1)]
+    assert [work.resources for work in works] == [Wide.resources] * 2
+
+
+def test_a_worker_that_no_node_has_room_for_is_refused(tmp_path: Path, ray_session: Any) -> None:
+    have = r"no machine has that, only 2 CPU, 0 GPU and \d+\.\d GiB of memory\. Take a machine with more, or let the stage ask for less"
+    with engine(tmp_path) as started:
+        with pytest.raises(UserError, match=rf"^stage echo: .* needs 3 CPU, 0 GPU and 1\.0 GiB of memory; {have} \(CPU\)$"):
+            started.tasks(Echo(Resources(cpus=3)), [{"id": "one"}])
+        with pytest.raises(UserError, match=rf"^stage gpu: a worker of phase scores needs 1 CPU, 1 GPU and 1\.0 GiB .*; {have} \(GPU\)"):
+            check_room([ScoreWork(started.store, [Hostile(), Gpu()], 0.2)])
+        with pytest.raises(UserError, match=rf"^stage echo: .* needs 1 CPU, 0 GPU and 9000\.0 GiB of memory; {have} \(memory\)"):
+            check_room([Echo(Resources(memory=9000 << 30))])
+        check_room([Echo(Resources(cpus=2))])
+
+
+def test_work_that_waits_for_room_without_end_is_ended_and_faults_are_told_once(
+    tmp_path: Path, ray_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engine.START_S", 0.0)
+    holder = ray_session.remote(num_cpus=2)(Progress).remote("holds both CPUs", 0)
+    with engine(tmp_path, stall_s=3) as started:
+        with pytest.raises(TransientError, match=r"^echo: no stage was at work for run\.stall_s \+ 0 s; .* wait for CPUs, GPUs"):
+            started.tasks(Echo(Resources()), [{"id": "one"}])
+        ray_session.kill(holder)
+        monkeypatch.undo()
+        jobs = [{"id": f"{n}"} for n in range(3)]
+        assert [done["echo"] for done in started.tasks(Echo(Resources(concurrency=1)), jobs)] == ["0", "1", "2"]
+        with pytest.raises(TransientError) as told:
+            started.tasks(Echo(Resources()), [{"id": "full"}])
+        assert str(told.value).count("what is committed is safe") == 1
+        assert "What is committed" not in str(told.value)
