@@ -9,7 +9,7 @@ SET    ?=
 TESTS  ?= tests
 BENCH  ?=
 
-config  := $(if $(findstring /,$(CONFIG))$(filter %.yaml %.yml,$(CONFIG)),$(CONFIG),configs/$(CONFIG).yaml)
+config  := $(if $(findstring /,$(CONFIG))$(filter %.yaml %.yml,$(CONFIG)),$(CONFIG),$(firstword $(wildcard configs/$(CONFIG).yaml configs/train/$(CONFIG).yaml) configs/$(CONFIG).yaml))
 name    := $(basename $(notdir $(config)))
 RUN     ?= runs/$(name)
 # A config names the extras that its stages need in a line of its own: "# extras: clip s3".
@@ -21,7 +21,7 @@ set     := $(foreach pair,$(SET),--set $(pair))
 checked := pipeline stages tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards plan report test test-all lint wheel-test docs bench clean
+.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,16 @@ plan: ## what `make shards` would do, and why
 	$(venv) $(needs) $(EXTRAS)
 	@$(bin)/shardmill plan $(config) $(set)
 
+train: ## trains on the shards that CONFIG made, or names; again: goes on from the last checkpoint
+	$(venv) train $(needs) $(EXTRAS)
+	@$(bin)/shardmill train $(config) $(set)
+
+pretrain: ## shards, training and evaluation of CONFIG in one command
+	$(venv) train $(needs) $(EXTRAS)
+	@$(bin)/shardmill run $(config) $(set)
+	@$(bin)/shardmill train $(config) $(set)
+	@$(bin)/shardmill eval $(RUN) --data $(RUN)
+
 report: ## the report of a finished run (RUN=runs/NAME)
 	$(venv) $(EXTRAS)
 	@$(bin)/shardmill report $(RUN)
@@ -46,7 +56,7 @@ test: ## the tests (TESTS=path for some of them)
 	@$(bin)/python -m pytest $(TESTS)
 
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 clip img2dataset cluster $(EXTRAS)
+	$(venv) dev sample s3 train eval img2dataset cluster $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh
@@ -66,7 +76,7 @@ docs: ## writes docs/reference and configs/schema.json from the code
 	@$(bin)/python docs/generate.py
 
 bench: ## the benchmarks (BENCH=name for one of them)
-	$(venv) dev sample s3 img2dataset $(EXTRAS)
+	$(venv) dev sample s3 train img2dataset $(EXTRAS)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(bin)/python $$script || exit 1; done
 
 clean: ## removes build outputs and caches; .venv and runs/ stay
