@@ -1,4 +1,6 @@
-"""scores: how well image and caption fit, by an open_clip model: the cosine of their embeddings, as a column to select on.
+"""scores: how well image and caption fit, by a model with two towers: the cosine of their embeddings, as a column to select on.
+
+Any open_clip model, or the bundled offline scorer, which needs no download and is for demonstrations alone.
 
 The image is the stored, encoded one: what is judged is what is trained on, and a resumed run gives the same numbers. Batches
 are cut at fixed places of the table, since a model's numbers depend a little on the batch that it sees.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict, drop, keyless
-from stages.lib import torchvision_shim
+from stages.lib import offline_scorer, torchvision_shim
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -38,13 +41,15 @@ class Scores(Stage):
 
     class Config(Strict):
         model: str
-        """An open_clip model's name (`ViT-B-32`), `hf-hub:ORG/NAME`, or a local folder with open_clip_config.json and weights."""
+        """An open_clip model's name (`ViT-B-32`), `hf-hub:ORG/NAME`, or a local folder with open_clip_config.json and weights.
+
+        `offline-scorer`: the bundled demonstration scorer (docs/models/offline_scorer.md)."""
         pretrained: str | None = None
         """The tag of its weights (`openai`, `laion2b_s34b_b79k`, …) or a file of weights; hub and folder models bring theirs."""
         batch: int = Field(256, ge=1)
         """Pairs at once. Part of the key: numbers differ in the last digits with the batch."""
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-        """`auto`: bf16 on a GPU, fp32 on a CPU."""
+        """`auto`: bf16 on a GPU, fp32 on a CPU; the offline scorer takes fp32 everywhere."""
         embeddings: bool = False
         """Keep both embeddings as float16 columns, image_embedding and text_embedding."""
         gpus: float = keyless(0.0, ge=0)
@@ -58,14 +63,25 @@ class Scores(Stage):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
+        if self.demonstration:
+            # Other weights in a later release give other numbers under another key.
+            self.version = Scores.version + 1000 * offline_scorer.VERSION  # type: ignore[misc]
         self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
         if self.config.embeddings:
             kinds = {"image_embedding": "image", "text_embedding": "caption"}
             type_ = pa.list_(pa.float16())
             self.adds = {**Scores.adds, **{n: Column(type_, f"normalised embedding of the {kind}") for n, kind in kinds.items()}}
 
+    @property
+    def demonstration(self) -> str | None:
+        """What has to be said of the scores in every output, where the model is a stand-in; None for a model to be taken at its word."""
+        return offline_scorer.DEMONSTRATION if self.config.model == offline_scorer.NAME else None
+
     def check_ready(self) -> None:
         """Raises UserError for what is missing: the extra, the model's name, its weights."""
+        if self.demonstration:
+            self._check_offline()
+            return
         if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
             raise UserError('stages.scores: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
         model, pretrained = self.config.model, self.config.pretrained
@@ -85,15 +101,34 @@ class Scores(Stage):
             said = f"{pretrained!r} is none of" if pretrained else "a model without weights judges nothing; choose one of"
             raise UserError(f"stages.scores.pretrained: {said} {model}'s weights: {', '.join(tags) or 'none'} (or a file)")
 
+    def _check_offline(self) -> None:
+        if lacking := offline_scorer.missing():
+            raise UserError(
+                f"stages.scores.model: offline-scorer needs {', '.join(lacking)}; docs/models/offline_scorer.md says how to install them"
+            )
+        for name, wanted in (("pretrained", (None,)), ("precision", ("auto", "fp32"))):
+            if (given := getattr(self.config, name)) not in wanted:
+                raise UserError(f"stages.scores.{name}: offline-scorer brings its weights and computes in fp32; leave out {name}: {given}")
+
     def open(self) -> None:
         self.check_ready()
-        torchvision_shim.ensure()
-        import open_clip
         import torch
 
         self._device = torch.device("cuda" if self.config.gpus and torch.cuda.is_available() else "cpu")
         if self.config.gpus and self._device.type == "cpu":
             raise UserError("stages.scores.gpus: torch sees no GPU here; install a CUDA torch (docs/install.md), or set gpus: 0")
+        self._threads = ThreadPoolExecutor(max(1, round(self.config.cpus)), thread_name_prefix="decode")
+        if self.demonstration:
+            self._model: Any = offline_scorer.load(self._device.type)
+            self._transform: Callable[[Any], Any] = offline_scorer.pixels
+        else:
+            self._open_clip()
+
+    def _open_clip(self) -> None:
+        torchvision_shim.ensure()
+        import open_clip
+        import torch
+
         asked: Precision = self.config.precision if self.config.precision != "auto" else ("bf16" if self._device.type == "cuda" else "fp32")
         name = f"local-dir:{self.config.model}" if Path(self.config.model).is_dir() else self.config.model
         weights = None if _brings_weights(self.config.model) else self.config.pretrained
@@ -106,7 +141,6 @@ class Scores(Stage):
         if self._device.type == "cuda":
             self._model = self._model.to(memory_format=torch.channels_last)
         self._tokenizer = open_clip.get_tokenizer(name)
-        self._threads = ThreadPoolExecutor(max(1, round(self.config.cpus)), thread_name_prefix="decode")
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -131,7 +165,7 @@ class Scores(Stage):
         return drop(table, pa.array([fault is not None for fault in faults]), "scores:undecodable", pa.array(faults, pa.string()))
 
     def _decoded(self, images: pa.ChunkedArray) -> tuple[list[Any], list[str | None]]:
-        """Transformed images, shape (3, size, size), and for each what hindered it, if anything."""
+        """Transformed images, each of shape (3, size, size), and for each what hindered it, if anything."""
         done = list(self._threads.map(self._decode, images))
         return [pixels for pixels, _ in done], [fault for _, fault in done]
 
@@ -152,6 +186,8 @@ class Scores(Stage):
 
         if not pixels:
             return np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
+        if self.demonstration:
+            return self._model.embed_image(np.stack(pixels)), self._model.encode_text(captions)
         with torch.inference_mode():
             stacked = torch.stack(pixels).to(self._device, self._dtype, non_blocking=True)
             if self._device.type == "cuda":
