@@ -1,20 +1,28 @@
-"""`shardmill clean`: removes what the current state of a run no longer uses: old keys and leftovers of killed workers."""
+"""`shardmill clean`: removes what nobody needs of a run any more: old keys and leftovers of killed workers."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.keys import digest
-from pipeline.runs import locked, reopen
+from pipeline.phases import fetch
+from pipeline.runs import check_writable, locked, states
+from pipeline.storage import Store
 
 PHASES = ("rows", "children", "dedup", "pool", "scores", "image_dedup", "selection", "shards", "ledger")
 
 
 def run(folder: str) -> list[str]:
-    """Removes old keys and prints each; the pool of the current config stays. Returns what was removed."""
-    known = reopen(folder)
-    store = known.run.store
-    current = {*known.keys.values(), *(digest(made) for made in known.made_of["rows"].values())}
+    """Removes old keys and prints each. Returns what was removed.
+
+    What is published stays, what was begun since stays, and so do the shards that retries of their pools append to.
+    """
+    store = Store(folder)
+    states(store)  # no run here: said before anything is touched
+    check_writable(store)
     removed = []
-    with locked(known.run):
+    with locked(store):
+        current = {key for state in states(store) if state for key in _keys(store, state)}
         for phase in PHASES:
             for key in store.names(phase):
                 if key not in current and not key.endswith(".json"):
@@ -26,3 +34,9 @@ def run(folder: str) -> list[str]:
         print(f"removed {store.address(path)}")
     print(f"{len(removed)} removed; the current keys of {store.url} stay")
     return removed
+
+
+def _keys(store: Store, state: dict[str, Any]) -> set[str]:
+    """Every key that a state of run.json is made of, or would be if it were come back to."""
+    keys = {*state["keys"].values(), *(digest(made) for made in state["made_of"]["rows"].values())}
+    return keys | {note[phase] for note in fetch.retries(store, state["keys"]["pool"]) for phase in ("shards", "selection")}

@@ -16,13 +16,16 @@ from pipeline.parts import Part
 from pipeline.phases import fetch, rows
 from pipeline.stage import KEPT, Stage
 
+WHOLE = ("dedup", "image_dedup", "selection", "shards")  # phases that are committed as a whole
+
 
 @dataclass(frozen=True)
 class Known:
-    """A run over the input files as they are now."""
+    """A run over its input files; `recorded`: what its keys were made of, where a state is read as run.json describes it."""
 
     run: Run
     files: list[Any]
+    recorded: dict[str, Any] | None = None
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -32,6 +35,8 @@ class Known:
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """What each phase's key is made of, as JSON; a later phase names the keys that it reads."""
+        if self.recorded is not None:
+            return self.recorded
         layout = self.run.layout
         made: dict[str, Any] = {"rows": {file.url: rows.made_of(self.run, file) for file in self.files}}
         if layout.dedup:
@@ -51,14 +56,18 @@ class Known:
     @cached_property
     def retries(self) -> list[dict[str, Any]]:
         """The retries of this pool, in order: its content is named by its KEY and these."""
-        folder = f"pool/{digest(fetch.pool_made_of(self.run))}"
-        store = self.run.store
-        return [store.read_json(f"{folder}/{name}") for name in store.names(folder, ".json") if name.startswith(fetch.RETRIES)]
+        return fetch.retries(self.run.store, digest(fetch.pool_made_of(self.run)))
 
     @cached_property
     def appends_to(self) -> dict[str, Any] | None:
-        """The last retry, where it appends to shards that are otherwise made of the very same things."""
+        """The last retry, where it appends to shards that are otherwise made of the very same things and still there."""
         return self._base(self.made_of, self.retries)
+
+    @property
+    def lost_base(self) -> str | None:
+        """The KEY of the shards that the last retry would append to, where they are gone: then all shards are written anew."""
+        note = self._appended(self.made_of, self.retries)
+        return note["shards"] if note and not self._there(note) else None
 
     @property
     def _row_keys(self) -> list[str]:
@@ -81,6 +90,14 @@ class Known:
         return out
 
     def _base(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        note = self._appended(made, retries)
+        return note if note and self._there(note) else None
+
+    def _there(self, note: dict[str, Any]) -> bool:
+        return all(self.run.store.exists(f"{phase}/{note[phase]}/done.json") for phase in ("shards", "selection"))
+
+    def _appended(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The last of the retries, if it was to append to shards made of the very same things."""
         if not retries or retries[-1]["rebuild"]:
             return None
         before = digest(self._chosen_of(made, retries[:-1])["selection"])
@@ -91,12 +108,17 @@ class Known:
         return f"{phase}/{self.keys[phase]}"
 
     def done(self, phase: str) -> bool:
-        """Whether a phase that is committed as a whole (dedup, image_dedup, selection, shards) is there."""
+        """Whether a phase that is committed as a whole is there."""
         return self.run.store.exists(f"{self.folder(phase)}/done.json")
 
     @property
+    def finished(self) -> bool:
+        """Whether the shards of the current KEY are whole, and all that they were chosen by: then workers have nothing left to do."""
+        return all(self.done(phase) for phase in WHOLE if phase in self.keys)
+
+    @property
     def published(self) -> bool:
-        """Whether the shards of the current KEY are whole and the manifest names them: then nothing is left to do."""
+        """Whether the shards of the current KEY are whole and the manifest names them."""
         store = self.run.store
         manifest = store.read_json("shards/manifest.json") if store.exists("shards/manifest.json") else {}
         return self.done("shards") and manifest.get("key") == self.keys["shards"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline import catalog
@@ -73,11 +75,22 @@ class Run:
 
 def open_run(config: RunConfig, where: str = "config", given: RunConfig | None = None) -> Run:
     """Types every stage of the config and refuses what cannot work. Raises UserError; touches nothing on storage."""
-    entries = catalog.resolve(config, where)
-    layout = arrange(entries)
-    catalog.check_order(layout_order(layout))
+    with faults_of(where):
+        layout = arrange(catalog.resolve(config, where))
+        catalog.check_order(layout_order(layout))
     store = Store(f"{config.run.root.rstrip('/')}/{config.run.name}", dict(config.run.storage_options))
     return Run(config, layout, store, where, given)
+
+
+@contextmanager
+def faults_of(where: str) -> Iterator[None]:
+    """Lets every UserError of the block begin with the config's name."""
+    try:
+        yield
+    except UserError as err:
+        if str(err).startswith(f"{where}: "):
+            raise
+        raise UserError(f"{where}: {err}") from err
 
 
 def layout_order(layout: Layout) -> list[Entry]:

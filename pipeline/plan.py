@@ -9,13 +9,12 @@ from typing import Any
 
 from pipeline import views
 from pipeline.config import load
-from pipeline.known import Known
+from pipeline.known import WHOLE, Known
 from pipeline.layout import open_run
 from pipeline.phases import fetch, rows
-from pipeline.runs import find, served
+from pipeline.runs import check_config, find, served
 
 KEYED = ("rows", "dedup", "pool", "scores", "image_dedup", "selection")  # ingredients that are keys themselves
-WHOLE = ("dedup", "image_dedup", "selection", "shards")
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class Line:
 
 
 def make(config: str | Path, overrides: list[str] | None = None) -> list[Line]:
-    """The plan of a config as it stands against what is committed."""
+    """The plan of a config as it stands against what is committed. Raises UserError for what a run would refuse; writes nothing."""
     source = find(config)
     with served(load(source, overrides)) as (served_config, _):
         this = open_run(served_config, str(source))
+        check_config(this)
         known = Known(this, rows.list_input(this))
         before = this.store.read_json("run.json") if this.store.exists("run.json") else None
         return [_line(known, phase, before) for phase, _ in this.layout.phases()]
@@ -47,7 +47,8 @@ def _line(known: Known, phase: str, before: dict[str, Any] | None) -> Line:
     key = known.keys[phase] if phase != "rows" else f"{len(known.files)} file{'s' if len(known.files) != 1 else ''}"
     needs = [entry.stage.resources for entry in entries]
     resources = f"{max(n.cpus for n in needs):g} CPU" + (f" {max(n.gpus for n in needs):g} GPU" if any(n.gpus for n in needs) else "")
-    return Line(phase, ", ".join(e.name for e in entries), key, resources, todo, done, _why(known, phase, before, todo))
+    began = done > 0 or (phase in WHOLE and bool(known.run.store.names(known.folder(phase))))
+    return Line(phase, ", ".join(e.name for e in entries), key, resources, todo, done, _why(known, phase, before, todo, began))
 
 
 def _counts(known: Known, phase: str) -> tuple[int | None, int]:
@@ -59,19 +60,17 @@ def _counts(known: Known, phase: str) -> tuple[int | None, int]:
     if phase in WHOLE:
         return (0, 1) if known.done(phase) else (1, 0)
     done = len(this.store.names(known.folder(phase), ".parquet"))
-    if known.published:
+    if known.finished:
         return 0, done
     ready = all(state for _, state in rows.state(this, files)) and (this.layout.dedup is None or known.done("dedup"))
     if not ready:
         return None, done
     with views.connect(this.store) as con:
         known.view_alive(con)
-        jobs = fetch.todo(this, con)
-    this.store.remove("tmp/todo")
-    return sum(1 for job in jobs if job["pool" if phase == "pool" else "scores"]), done
+        return fetch.count(this, con)[phase], done
 
 
-def _why(known: Known, phase: str, before: dict[str, Any] | None, todo: int | None) -> str:
+def _why(known: Known, phase: str, before: dict[str, Any] | None, todo: int | None, began: bool) -> str:
     if todo == 0:
         return "all is committed"
     if todo is None:
@@ -80,7 +79,9 @@ def _why(known: Known, phase: str, before: dict[str, Any] | None, todo: int | No
     if old is None:
         return "never run"
     changes = _by_file(old, known.made_of[phase]) if phase == "rows" else differences(old, known.made_of[phase])
-    return "; ".join(changes[:3]) + ("; …" if len(changes) > 3 else "") if changes else "begun, not finished"
+    if not changes:
+        return "begun, not finished" if began else "never run"
+    return "; ".join(changes[:3]) + ("; …" if len(changes) > 3 else "")
 
 
 def _by_file(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline import catalog
+from pipeline import catalog, views
 from pipeline.errors import UserError
+from pipeline.known import Known
+from pipeline.ledger import Balance
+from pipeline.phases import rows
 from pipeline.phases.fetch import RETRIES, bare_files
-from pipeline.runs import Result, reopen, told
+from pipeline.phases.ledger import view_ledger
+from pipeline.runs import Again, Result, reopen, told
 
 
 def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
     """Retries and finishes the run. `rebuild`: all shards are written anew instead of appending to them.
 
-    Raises UserError for a fate that no fetch can have.
+    Where no row ended so, it says that and changes nothing. Raises UserError for a fate that no fetch can have.
     """
     known = reopen(folder)
     possible = {fate for entry in known.run.layout.pool for fate in catalog.fates(entry.stage)}
@@ -23,12 +27,33 @@ def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
         raise UserError(f"{folder}: the run is not finished; repeat `shardmill run` first")
     if rebuild and bare_files(store, known.folder("pool")):
         raise UserError(f"{folder}: pool.keep is false, so the images of the shards are gone: retry with --append, or run with a new name")
-    note = {"reasons": sorted(reasons), "rebuild": rebuild, "shards": known.keys["shards"], "selection": known.keys["selection"]}
-    # The note comes before the work, since it names what the pool will hold. A retry that was cut off has a note, but its
-    # shards are not the manifest's yet: then the same command goes on with it.
-    cut_off = known.retries and store.read_json("shards/manifest.json")["key"] != known.keys["shards"]
-    if cut_off and (known.retries[-1]["reasons"], known.retries[-1]["rebuild"]) != (note["reasons"], rebuild):
+    # The note comes before the work, since it names what the pool will hold. A retry that was cut off has a note that the
+    # published shards know nothing of: then the same command goes on with it.
+    earlier = known.made_of["selection"]["retries"]
+    unfinished = known.retries[len(earlier) :]
+    if unfinished and (unfinished[-1]["reasons"], unfinished[-1]["rebuild"]) != (sorted(reasons), rebuild):
         raise UserError(f"{folder}: an earlier retry is unfinished; repeat it first, or `shardmill run`")
-    if not cut_off:
-        store.write_json(f"{known.folder('pool')}/{RETRIES}{len(known.retries):04d}.json", note)
-    return told(known.run.config, known.run.where, again=reasons)
+    # The rows are the published ones: the list that they came from need not be there any more.
+    files = known.files if all(done for _, done in rows.state(known.run, known.files)) else None
+    if unfinished:
+        return told(known.run.config, known.run.where, again=Again(reasons, files))
+    if not _ended_so(known, reasons):
+        print(f"{folder}: no row ended with {' or '.join(reasons)}; nothing to try again")
+        return _as_it_is(known)
+    note = {"reasons": sorted(reasons), "rebuild": rebuild, "shards": known.keys["shards"], "selection": known.keys["selection"]}
+    path = f"{known.folder('pool')}/{RETRIES}{len(known.retries):04d}.json"
+    return told(known.run.config, known.run.where, again=Again(reasons, files, (path, note)))
+
+
+def _ended_so(known: Known, reasons: list[str]) -> int:
+    """How many rows of the ledger have one of these fates."""
+    with views.connect(known.run.store) as con:
+        view_ledger(known, con)
+        listed = ", ".join(map(views.quote, reasons))
+        return int(con.execute(f"SELECT count(*) FROM ledger WHERE fate IN ({listed})").fetchall()[0][0])
+
+
+def _as_it_is(known: Known) -> Result:
+    store = known.run.store
+    levels = store.read_json(f"ledger/{known.keys['shards']}/done.json")
+    return Result(store.url, {level: Balance(**found) for level, found in levels.items()})

@@ -79,10 +79,23 @@ def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None
     return engine.stream(works, jobs, [work.resources.concurrency or max(1, cpus // 2) for work in works])
 
 
+def retries(store: Store, pool_key: str) -> list[dict[str, Any]]:
+    """The notes of a pool's retries, in order."""
+    folder = f"pool/{pool_key}"
+    return [store.read_json(f"{folder}/{name}") for name in store.names(folder, ".json") if name.startswith(RETRIES)]
+
+
+def count(run: Run, con: Any) -> dict[str, int]:
+    """Phase -> parts with anything missing for the rows in the view `alive`; writes nothing."""
+    _units(run, con)
+    tables = {"pool": "todo_pool", **({"scores": "todo_scores"} if run.layout.scores else {})}
+    return {phase: con.execute(f"SELECT count(DISTINCT part) FROM {table}").fetchall()[0][0] for phase, table in tables.items()}
+
+
 def todo(run: Run, con: Any, again: list[str] | None = None) -> list[Job]:
     """Writes what is missing, a table a part, under tmp/ and returns a job for each part with anything missing."""
     pool, pool_key = f"pool/{digest(pool_made_of(run))}", digest(pool_made_of(run))
-    _units(run, con, pool, again)
+    _units(run, con, again)
     jobs: dict[int, Job] = {}
     taken = _additions(run.store, pool)
     for part, table in views.grouped(con, "SELECT * FROM todo_pool ORDER BY part, row", "part"):
@@ -113,9 +126,9 @@ def _additions(store: Store, folder: str) -> dict[int, int]:
     return taken
 
 
-def _units(run: Run, con: Any, pool: str, again: list[str] | None) -> None:
+def _units(run: Run, con: Any, again: list[str] | None = None) -> None:
     """Tables todo_pool (part, row, fetch, its columns) and todo_scores (part, row, pair, fetch, file, its columns)."""
-    reads = pool_reads(run)
+    reads, pool = pool_reads(run), f"pool/{digest(pool_made_of(run))}"
     views.latest(con, "pool", run.store, pool, "fetch_id", stored_schema(stages_of(run.layout.pool), "fetch_id"))
     con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch_id FROM alive a")
     con.execute(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline import plan
 from pipeline.config import RunConfig
@@ -53,6 +55,26 @@ def run_of(stages: dict[str, Any]) -> Any:
 def test_stages_that_cannot_stand_so_are_refused(stages: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run_of(stages)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.selection.0.keep='colour > 2'", r"c\.yaml: stages\.selection.*blank.*colour"),
+        ("stages.image.size=10", r"c\.yaml: stages\.image: unknown stage; did you mean images\?"),
+        ("stages.download.allow_networks=[]", r"c\.yaml: stages\.download\.contact: empty"),
+        ("stages.selection={}", r"nowhere\.parquet"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_refuses_and_names_the_file(tmp_path: Path, override: str, said: str) -> None:
+    stages = {"ingest": {}, "download": LOOPBACK, "images": {}, "selection": [{"name": "blank", "keep": "width > 2"}]}
+    run = {"name": "x", "root": str(tmp_path / "runs")}
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({"input": {"path": str(tmp_path / "nowhere.parquet")}, "run": run, "stages": stages}, sort_keys=False)
+    )
+    with pytest.raises(UserError, match=said):
+        plan.make(tmp_path / "c.yaml", [override])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_stages_fall_into_phases_by_their_place() -> None:
