@@ -75,7 +75,7 @@ class Engine:
         import ray
 
         if self.board is not None:
-            _end_streams(self.name)
+            _end_streams(self.name, force=not self.owns_ray)
             ray.kill(self.board)
         if self.owns_ray:
             ray.shutdown()
@@ -240,13 +240,16 @@ def _youngest(now: list[tuple[str, str, float]], finished: set[str]) -> list[tup
     return list(best.values())
 
 
-def _end_streams(name: str) -> None:
-    """Ends Ray Data's threads that still hand out work: they would go on, and start another Ray for themselves when this one is gone."""
+def _end_streams(name: str, force: bool) -> None:
+    """Ends Ray Data's threads that still hand out work: they would go on, and start another Ray for themselves when this one is gone.
+
+    `force`: kills what they have begun, where this Ray goes on; one that is ended here ends it by itself, without a word.
+    """
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
     for thread in threading.enumerate():
         if isinstance(thread, StreamingExecutor) and name in thread.name:
-            thread.shutdown(force=True)
+            thread.shutdown(force=force)
 
 
 def _init_ray(config: RunConfig) -> bool:
