@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from stages.ingest import lines, parquet, shards
-from stages.ingest.rebatch import cut
+from stages.ingest.rebatch import FILE, cut, unique
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "json", "img2dataset", "tar"]
 Header = str | Sequence[str]
@@ -38,6 +38,8 @@ SUFFIXES: Mapping[str, Format] = {
 }
 FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "json", "img2dataset")
 COMPRESSED = (".gz", ".zst")
+# What Arrow raises for a damaged file, and for names of columns that are no UTF-8; see _damage.
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeDecodeError, OSError)
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "mtime", "LastModified", "last_modified", "updated")
 
 
@@ -46,7 +48,7 @@ class InputFile:
     """A file of the input. `rows` is None where only reading it all would tell. `url`: absolute path, or fsspec URL.
 
     format `img2dataset`: `url` is the shard's Parquet, `tar` the tar beside it (None where there is none). format `tar`: a
-    webdataset tar that has no Parquet.
+    webdataset tar that has no Parquet. `columns`: the names in a Parquet's footer; None for other formats.
     """
 
     url: str
@@ -54,6 +56,7 @@ class InputFile:
     rows: int | None
     format: Format
     tar: str | None = None
+    columns: tuple[str, ...] | None = None
 
 
 def list_files(path: str | Sequence[str], format: str = "auto", storage_options: Mapping[str, Any] | None = None) -> list[InputFile]:
@@ -70,8 +73,10 @@ def list_files(path: str | Sequence[str], format: str = "auto", storage_options:
             found.setdefault(file.url, file)
     if not found:
         raise UserError("input.path: empty; name at least one file, folder or glob")
+    one: dict[Any, Any] = {}  # files of one kind share their names: there may be many thousand of them
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda file: _counted(file, options), found.values()))
+        counted = pool.map(lambda file: _counted(file, options), found.values())
+        return [replace(file, columns=one.setdefault(file.columns, file.columns)) for file in counted]
 
 
 def stream(
@@ -79,20 +84,32 @@ def stream(
 ) -> Iterator[pa.Table]:
     """Raw tables of exactly `batch_rows` rows (the last one shorter), from `start_row` on. Memory: a few batches.
 
-    Only `.json` (one value for the whole file) is read as a whole. Raises UserError for a file that cannot be read as its format.
+    Only `.json` (one value for the whole file) is read as a whole. The tables' metadata name the file. Raises UserError for a file
+    that cannot be read as its format.
     """
-    options = dict(storage_options or {})
     try:
-        if file.format in ("parquet", "img2dataset"):
-            for table in parquet.stream(file.url, file.etag, start_row, batch_rows, options):
-                yield table if file.tar is None else shards.with_places(table, file.tar, file.etag, options)
-        elif file.format == "tar":
-            yield from cut(shards.rows(file.url, options), start_row, batch_rows)
-        else:
-            yield from cut(lines.tables(_open(file.url, options), file.format, header, file.url), start_row, batch_rows)
-    except (pa.ArrowInvalid, EOFError, lines.BrokenError) as err:
+        for table in _raw(file, start_row, batch_rows, header, dict(storage_options or {})):
+            yield table.replace_schema_metadata({FILE: file.url})
+    except (*UNREADABLE, EOFError, lines.BrokenError) as err:
+        if not _damage(err):
+            raise
         what = " ".join(str(err).split())[:300]
         raise UserError(f"{file.url}: cannot be read as {file.format}: {what}; fetch it again, or set input.format") from err
+
+
+def _raw(file: InputFile, start_row: int, batch_rows: int, header: Header, options: dict[str, Any]) -> Iterator[pa.Table]:
+    if file.format in ("parquet", "img2dataset"):
+        for table in parquet.stream(file.url, file.etag, start_row, batch_rows, options):
+            yield table if file.tar is None else shards.with_places(table, file.tar, file.etag, options)
+    elif file.format == "tar":
+        yield from cut(shards.rows(file.url, options), start_row, batch_rows)
+    else:
+        yield from cut(lines.tables(_open(file.url, options), file.format, header, file.url), start_row, batch_rows)
+
+
+def _damage(err: Exception) -> bool:
+    """Arrow says `Corrupt snappy compressed data` and the like by an OSError without a number; others are the storage's faults."""
+    return not isinstance(err, OSError) or (type(err) is OSError and err.errno is None)
 
 
 def _entry(entry: str, format: str, options: dict[str, Any]) -> list[InputFile]:
@@ -215,13 +232,16 @@ def _counted(file: InputFile, options: dict[str, Any]) -> InputFile:
     fs, path = _system(file.url, options)
     try:
         with fs.open(path, "rb") as handle:
-            rows = int(pq.ParquetFile(handle).metadata.num_rows)
-    except pa.ArrowInvalid as err:
+            reader = pq.ParquetFile(handle)
+            rows, columns = int(reader.metadata.num_rows), tuple(unique(reader.schema_arrow.names))
+    except UNREADABLE as err:
+        if not _damage(err):
+            raise
         raise UserError(f"{file.url}: no whole Parquet file ({' '.join(str(err).split())[:200]}); fetch it again or take it away") from err
     etag = file.etag
     if file.tar is not None:
         etag = hashlib.sha256(f"{etag} {_etag(fs, _system(file.tar, options)[1])}".encode()).hexdigest()[:16]
-    return replace(file, rows=rows, etag=etag)
+    return replace(file, rows=rows, etag=etag, columns=columns)
 
 
 def _open(url: str, options: dict[str, Any]) -> Callable[[], Any]:

@@ -71,16 +71,22 @@ def stream(url: str, etag: str, start_row: int, batch_rows: int, options: dict[s
     with _LOCK:
         left = _left.pop(key, None)
     cursor = left if left is not None and left.reaches(start_row) else Cursor(url, options, start_row)
+    fit = True
     try:
         while (table := _take(cursor, start_row, batch_rows)) is not None:
             start_row += len(table)
             yield table
+    except Exception:
+        fit = False  # damaged here: its batches are at an end, so the next part would find no rows
+        raise
     finally:
         with _LOCK:
-            for other in (*_left.values(), *([left] if left not in (None, cursor) else [])):
+            spent = [left] if left not in (None, cursor) else []
+            for other in (*_left.values(), *spent, *([] if fit else [cursor])):
                 other.handle.close()
             _left.clear()
-            _left[key] = cursor
+            if fit:
+                _left[key] = cursor
 
 
 def _take(cursor: Cursor, start_row: int, rows: int) -> pa.Table | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from stages.ingest.jsontext import json_text
+
 MALFORMED = "__malformed__"
 STORED_AT = "__stored_at__"  # JSON {"path", "offset", "length"}
+FILE = "file"  # a raw table's metadata: the URL of the file that it is of
 OWN = (MALFORMED, STORED_AT)  # an input's own columns of these names are left out: a stranger's table must not name files of this machine
 
 
@@ -46,14 +49,25 @@ def joined(tables: list[pa.Table]) -> pa.Table:
 
 
 def array_of(values: list[Any]) -> pa.Array:
-    """An array of Arrow's own type for the values; of mixed ones (and those that no Arrow type holds) each as text."""
+    """An array of Arrow's own type for the values; of mixed ones (and those that no Arrow type holds) each as text.
+
+    Where some are lists all are, so that the first of a list is found whatever the other rows hold.
+    """
     try:
         return pa.array(values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        texts = (
-            value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values
-        )
-        return pa.array([None if text is None else sound(text) for text in texts], pa.string())
+        if not any(isinstance(value, list) for value in values):
+            return pa.array([_text(value) for value in values], pa.string())
+        lists = [value if isinstance(value, list) or value is None else [value] for value in values]
+        return pa.array([None if one is None else [_text(value) for value in one] for one in lists], pa.list_(pa.string()))
+
+
+def _text(value: Any) -> str | None:
+    """As values.strings has it for a column of one type: 7.0 is 7."""
+    if isinstance(value, float):
+        whole = math.isfinite(value) and abs(value) < 2.0**53 and value == int(value)
+        return str(int(value)) if whole else pa.scalar(value if math.isfinite(value) else None, pa.float64()).cast(pa.string()).as_py()
+    return value if value is None else sound(value if isinstance(value, str) else json_text(value))
 
 
 def sound(text: str) -> str:

@@ -6,7 +6,7 @@ Files are found and read by files.py, spellings recognised by columns.py, values
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, drop
 from stages.ingest.columns import Columns, recognise
 from stages.ingest.files import Header, InputFile, stream
-from stages.ingest.rebatch import MALFORMED, OWN
-from stages.ingest.values import blank_to_null, floats, json_objects, sizes, strings, whole
+from stages.ingest.jsontext import json_text
+from stages.ingest.rebatch import FILE, MALFORMED, OWN, STORED_AT
+from stages.ingest.values import blank_to_null, floats, json_objects, plain_values, sizes, strings, whole
 
+CHECKED = 50  # files
 _UID = r"^[0-9a-f]{32}$"
 _HEX = {"sha256": r"^[0-9a-fA-F]{64}$", "md5": r"^[0-9a-fA-F]{32}$"}
 
@@ -32,7 +34,7 @@ class Ingest(Stage):
     """
 
     name = "ingest"
-    version = 1
+    version = 2
     reads = {}
     adds = {
         "uid": Column(pa.string(), "32 lower-case hex digits: the input's own, else xxh3_128 of url, NUL, source_caption"),
@@ -64,9 +66,10 @@ class Ingest(Stage):
         broken = whole(raw[MALFORMED]).cast(pa.string()) if MALFORMED in raw.column_names else pa.nulls(n, pa.string())
         try:
             known = recognise(raw.column_names, columns)
-        except UserError:
+        except UserError as err:
             if broken.null_count:
-                raise
+                file = (raw.schema.metadata or {}).get(FILE.encode(), b"").decode()
+                raise UserError(f"{file}: {err}" if file else str(err)) from None
             known = Columns({}, None, False)  # no line could be read, so no column is known
         values = _values(raw, known)
         rows = pa.array(np.arange(first_row, first_row + n), pa.int64())
@@ -147,17 +150,27 @@ def _boxes(array: pa.Array) -> pa.StringArray:
     """Lists of boxes as JSON, texts as they are; null for no box."""
     if not pa.types.is_nested(array.type):
         return blank_to_null(strings(array))
-    boxes: list[Any] = array.to_pylist()
-    return pa.array([json.dumps(each) if each else None for each in boxes], pa.string())
+    return pa.array([json_text(each) if each else None for each in plain_values(array)], pa.string())
 
 
 def check_columns(files: Sequence[InputFile], columns: str | Mapping[str, str], header: Header, storage_options: Mapping[str, Any]) -> None:
-    """Reads a few rows of the first file, so that a wrong mapping is refused before any work. Raises UserError that names the file."""
-    for file in files[:1]:
-        for raw in stream(file, 0, 100, header=header, storage_options=storage_options):
-            try:
-                recognise(raw.column_names, columns)
-            except UserError as err:
-                if MALFORMED not in raw.column_names or raw[MALFORMED].null_count:
-                    raise UserError(f"{file.url}: {err}") from None
-            break
+    """Refuses a wrong mapping before any work: by the footers of all Parquet files, and by a few rows of the others, of `CHECKED` at most.
+
+    Raises UserError that names the file.
+    """
+    for file, names in _headers(files, header, storage_options):
+        try:
+            recognise(names, columns)
+        except UserError as err:
+            raise UserError(f"{file.url}: {err}") from None
+
+
+def _headers(files: Sequence[InputFile], header: Header, storage_options: Mapping[str, Any]) -> Iterator[tuple[InputFile, list[str]]]:
+    opened = [file for i, file in enumerate(files) if i == 0 or file.format in ("csv", "tsv", "jsonl")]
+    for file in opened[:CHECKED]:
+        raw = next(stream(file, 0, 100, header=header, storage_options=storage_options), None)
+        if raw is not None and (MALFORMED not in raw.column_names or raw[MALFORMED].null_count):
+            yield file, raw.column_names
+    kinds = {(file.columns, file.tar is None): file for file in reversed(files) if file.columns is not None and file.rows}
+    for (names, alone), file in kinds.items():
+        yield file, [*(name for name in names or () if name not in OWN), *(() if alone else (STORED_AT,))]

@@ -9,9 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.ingest.jsontext import json_text
+from stages.ingest.rebatch import array_of, unique
 from stages.lib.text import valid
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+# What to_pylist and as_py raise: bad UTF-8, times too far away, unknown time zones, fields of one name.
+_UNTOLD = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
+_VIEWS = (pa.ListViewType, pa.LargeListViewType)
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, *_VIEWS)
 _SPECIAL = r'["\\\x00-\x1f]'
 
 
@@ -29,7 +35,7 @@ def strings(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
     """Text, valid UTF-8: bytes decoded with errors replaced, of a list its first element, whole numbers without a decimal point."""
     array = whole(column)
     kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if isinstance(kind, _LISTS):
         return strings(_firsts(array))
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
@@ -44,6 +50,10 @@ def strings(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
 
 def _firsts(array: pa.Array) -> pa.Array:
     """The first element of each list; null for an empty or missing one."""
+    inner = array.type.value_type
+    if isinstance(array.type, _VIEWS) or pa.types.is_nested(inner) or inner in (pa.string_view(), pa.binary_view()):
+        # Arrow has no kernels for views, and those for lists within lists take minutes where a stranger nests them deeply.
+        return array_of([_first(value) for value in plain_values(array)])
     if pa.types.is_fixed_size_list(array.type):
         array = array.cast(pa.list_(array.type.value_type))
     some = pc.fill_null(pc.greater(pc.list_value_length(array), 0), False)
@@ -53,6 +63,12 @@ def _firsts(array: pa.Array) -> pa.Array:
     places[at] = np.arange(len(at))
     first = pc.list_element(lists.take(pa.array(at)), 0) if len(at) else pa.nulls(0, array.type.value_type)
     return first.take(pa.array(places, mask=places < 0))
+
+
+def _first(value: Any) -> Any:
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return value
 
 
 def _number_texts(array: pa.Array) -> pa.StringArray:
@@ -68,14 +84,43 @@ def _texts(array: pa.Array) -> pa.StringArray:
     try:
         return array.cast(pa.string(), safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        values = array.to_pylist()
-        return pa.array([_one_text(value) for value in values], pa.string())
+        return pa.array([_one_text(value) for value in plain_values(array)], pa.string())
 
 
 def _one_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False, default=str)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else json_text(value)
+
+
+def plain_values(array: pa.Array) -> list[Any]:
+    """The values as Python's. One that Python cannot hold as it is makes each be told by itself, bit by bit."""
+    try:
+        values: list[Any] = array.to_pylist()
+    except _UNTOLD:
+        values = [_told(value) for value in array]
+    return values
+
+
+def _told(value: pa.Scalar) -> Any:
+    """Bad UTF-8 replaced, fields of one name renamed; null for a time too far away, or of a zone that this machine does not know."""
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.StructScalar):
+        names = unique([field.name for field in value.type])
+        return {name: _told(value[i]) for i, name in enumerate(names)}
+    if isinstance(value, pa.MapScalar):
+        return [[_told(pair[0]), _told(pair[1])] for pair in value.values]
+    if isinstance(value, pa.ListScalar):  # and its kin: large, of fixed size, views
+        return [_told(one) for one in value.values]
+    if isinstance(value, pa.DictionaryScalar):
+        return _told(value.value)
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return bytes(value.as_buffer()).decode("utf-8", "replace")
+    except _UNTOLD:
+        return None
 
 
 def blank_to_null(texts: pa.StringArray) -> pa.StringArray:
@@ -129,8 +174,7 @@ def _json_texts(array: pa.Array) -> pa.StringArray:
     elif pa.types.is_null(kind):
         texts = pa.nulls(len(array), pa.string())
     elif pa.types.is_nested(kind):
-        values = (json.dumps(value, ensure_ascii=False, default=_plain) for value in array.to_pylist())
-        texts = pa.array(list(values), pa.string())
+        texts = pa.array([None if value is None else json_text(value) for value in plain_values(array)], pa.string())
     else:
         texts = _quoted(strings(array))
     return pc.fill_null(texts, "null")
@@ -143,7 +187,3 @@ def _quoted(texts: pa.StringArray) -> pa.StringArray:
         return quoted
     escaped = [json.dumps(text, ensure_ascii=False) for text in texts.filter(special).to_pylist()]
     return pc.replace_with_mask(quoted, special, pa.array(escaped, pa.string()))
-
-
-def _plain(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -137,3 +137,42 @@ def test_columns_of_one_name_do_not_stop_the_reader(tmp_path: Path) -> None:
     pq.write_table(twice, tmp_path / "a.parquet")
     (file,) = list_files(str(tmp_path))
     assert next(stream(file, 0, 10)).column_names == ["url", "text", "text_2"]
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd", "gzip", "lz4", "brotli"])
+def test_a_parquet_that_is_damaged_inside_is_named(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(40_000), path, compression=codec, row_group_size=10_000)
+    data = bytearray(path.read_bytes())
+    at = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[at + 100 : at + 400] = bytes(byte ^ 0xFF for byte in data[at + 100 : at + 400])
+    path.write_bytes(data)
+    (file,) = list_files(str(path))
+    assert len(next(stream(file, 0, 1000))) == 1000
+    for _ in range(2):  # a reader that stayed open must not take the damage for the file's end
+        with pytest.raises(UserError, match=r"a\.parquet: cannot be read as parquet: .*; fetch it again"):
+            list(stream(file, 1000, 1000))
+    assert len(next(stream(file, 30_000, 1000))) == 1000
+
+
+def test_a_footer_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(10), path)
+    data = bytearray(path.read_bytes())
+    data[-60:-12] = b"\xff" * 48
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet: no whole Parquet file"):
+        list_files(str(path))
+
+
+def test_faults_of_the_storage_are_none_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(table(10), tmp_path / "a.parquet")
+    (file,) = list_files(str(tmp_path))
+    for err in (OSError(5, "Input/output error"), ConnectionResetError("reset"), TimeoutError()):
+
+        def failing(*_: object, err: OSError = err) -> None:
+            raise err
+
+        monkeypatch.setattr("stages.ingest.parquet.stream", failing)
+        with pytest.raises(type(err)):
+            list(stream(file, 0, 5))

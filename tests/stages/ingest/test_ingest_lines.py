@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from stages.ingest.files import list_files, stream
 from stages.ingest.rebatch import MALFORMED
+from stages.ingest.stage import Ingest
 
 
 def read(path: Path, batch: int = 1000, start: int = 0, header: Any = "auto", format: str = "auto") -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def test_an_open_quote_costs_its_own_line_only(tmp_path: Path) -> None:
 
 
 def test_endless_lines_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.ingest.lines.MAX_LINE", 1000)
+    monkeypatch.setattr("stages.ingest.unpack.MAX_LINE", 1000)
     rows = read(put(tmp_path / "list.tsv", f"http://a.test/0\tone\nhttp://a.test/1\t{'x' * 5000}\nhttp://a.test/2\ttwo\n"))
     assert [row["url"] for row in rows] == ["http://a.test/0", None, "http://a.test/2"]
     assert "longer than 1000 bytes" in rows[1][MALFORMED]
@@ -113,13 +114,68 @@ def test_json_lines_of_any_kind(tmp_path: Path) -> None:
     assert [row["url"] for row in rows] == ["http://a.test/0", "http://a.test/1", None, None, "?"]
     assert rows[2][MALFORMED].startswith("no JSON (")
     assert rows[3][MALFORMED] == "no JSON object: []"
-    assert rows[1]["x"] == '[1, "a"]'
+    assert rows[1]["x"] == ["1", "a"]
 
 
 def test_columns_that_change_their_type_meet_in_one_batch(tmp_path: Path) -> None:
     lines = [json.dumps({"url": f"u{i}", "id": i if i < 9000 else f"s{i}"}) for i in range(9500)]
     rows = read(put(tmp_path / "list.jsonl", "\n".join(lines)), batch=9200)
     assert (rows[0]["id"], rows[9100]["id"], len(rows)) == ("0", "s9100", 9500)
+
+
+MIXED = [["x", "y"], "z", None, [], 5, 7.0, 0.5, [2.0, "w"], 1e-9, 10**30, "[1]", [None, "v"]]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_a_caption_does_not_depend_on_the_rows_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Lists beside plain strings, numbers and truths: a list gives its first, and so the uid is the same."""
+    monkeypatch.setattr("stages.ingest.lines.ROWS", batch)
+    path = put(tmp_path / "list.jsonl", "".join(json.dumps({"url": "u", "caption": caption}) + "\n" for caption in MIXED))
+    (file,) = list_files(str(path))
+    captions = [text for raw in stream(file, 0, 4) for text in Ingest().normalise(raw, 0)["source_caption"].to_pylist()]
+    assert captions == ["x", "z", None, None, "5", "7", "0.5", "2", "1e-9", str(10**30), "[1]", None]
+
+
+def test_a_line_of_deep_lists_costs_itself_at_most(tmp_path: Path) -> None:
+    lines = ["[" * depth + "]" * depth for depth in (50, 200, 400, 700, 900, 5000)]
+    path = put(tmp_path / "list.jsonl", "".join(f'{{"url": "http://a.test/{i}", "x": {line}}}\n' for i, line in enumerate(["1", *lines])))
+    (file,) = list_files(str(path))
+    rows = [row for raw in stream(file, 0, 10) for row in Ingest().normalise(raw, 0).to_pylist()]
+    assert [row["url"] for row in rows] == [f"http://a.test/{i}" if i < 6 else None for i in range(7)]
+    path = put(tmp_path / "one.jsonl", json.dumps({"url": "u", "caption": json.loads(lines[2]), "x": json.loads(lines[2])}))
+    (raw,) = stream(list_files(str(path))[0], 0, 10)
+    assert Ingest().normalise(raw, 0)["carried"].to_pylist() == [f'{{"x":{lines[2]}}}']
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", [".csv", ".txt.gz", ".jsonl"])
+def test_other_encodings_are_read(tmp_path: Path, encoding: str, ending: str) -> None:
+    """As Excel's "Unicode text" and PowerShell write them; without a byte order mark too."""
+    captions = ["caf\xe9", "\u3042\u0a0d \U0001f600", "x" * 300]
+    cells = [("url", "caption"), *((f"http://a.test/{i}", caption) for i, caption in enumerate(captions))]
+    lines = {
+        ".csv": [",".join(row) for row in cells],
+        ".txt.gz": ["\t".join(row) for row in cells],
+        ".jsonl": [json.dumps(dict(zip(cells[0], row, strict=True)), ensure_ascii=False) for row in cells[1:]],
+    }[ending]
+    data = "".join(f"{line}\r\n" for line in lines).encode(encoding)
+    rows = read(put(tmp_path / f"list{ending}", gzip.compress(data) if ending.endswith(".gz") else data))
+    assert [row["caption"] for row in rows] == captions
+    assert not any(row[MALFORMED] for row in rows)
+    assert len(read(put(tmp_path / "list.csv", data[:-3]))) <= len(lines)
+
+
+def test_lines_that_end_in_cr_alone_are_lines(tmp_path: Path) -> None:
+    rows = read(put(tmp_path / "list.csv", b'url,text\rhttp://a.test/1,one\rhttp://a.test/2,caf\xe9\rhttp://a.test/3,"two\rlines"\r'))
+    assert [row["text"] for row in rows] == ["one", None, "two\nlines"]
+    assert rows[1][MALFORMED] == "not UTF-8 (invalid continuation byte at byte 19): http://a.test/2,caf\ufffd"
+
+
+def test_nuls_and_long_cells_of_csv(tmp_path: Path) -> None:
+    text = f'url,text\nhttp://a.test/1,a\0b\nhttp://a.test/2,{"x" * 140_000}\nhttp://a.test/3,"{"x" * 140_000}"\nhttp://a.test/4,four\n'
+    rows = read(put(tmp_path / "list.csv", text))
+    assert [row["text"] for row in rows] == ["a\0b", None, None, "four"]
+    assert [str(row[MALFORMED])[:23] for row in rows[1:3]] == ["field larger than field"] * 2
 
 
 def test_sbu_and_redcaps(tmp_path: Path) -> None:
@@ -176,4 +232,4 @@ def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory,
 @given(data=st.binary(max_size=200), ending=st.sampled_from(["csv", "jsonl"]))
 def test_no_bytes_stop_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str) -> None:
     whole = read(put(tmp_path_factory.mktemp("any") / f"list.{ending}", data), 1000)
-    assert len(whole) <= data.count(b"\n") + 1
+    assert len(whole) <= data.count(b"\n") + data.count(b"\r") + 1

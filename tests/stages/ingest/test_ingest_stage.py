@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -177,6 +178,33 @@ def test_a_wrong_mapping_is_refused_before_any_work(tmp_path: Path) -> None:
         check_columns(files, {"url": "LINK"}, "auto", {})
     path.write_text("", encoding="utf-8")
     check_columns(list_files(str(path)), "auto", "auto", {})
+
+
+def test_a_later_file_without_urls_is_refused_before_any_work(tmp_path: Path) -> None:
+    good = pa.table({"url": ["http://a.test/1.jpg"], "caption": ["one"]})
+    for i in range(4):
+        pq.write_table(good, tmp_path / f"{i}.parquet")
+    pq.write_table(good.rename_columns(["foo", "caption"]).slice(0, 0), tmp_path / "empty.parquet")
+    check_columns(list_files(str(tmp_path)), "auto", "auto", {})
+    pq.write_table(good.rename_columns(["foo", "caption"]), tmp_path / "9.parquet")
+    with pytest.raises(UserError, match=r"/9\.parquet: input\.columns: no column"):
+        check_columns(list_files(str(tmp_path)), "auto", "auto", {})
+    with pytest.raises(UserError, match=r"/0\.parquet: input\.columns\.url: the table has no column 'foo'"):
+        check_columns(list_files(str(tmp_path)), {"url": "foo"}, "auto", {})
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_later_text_file_without_urls_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    for name, column in (("a", "url"), ("b", "foo")):
+        text = f"{column},caption\nx,one\n" if ending == "csv" else json.dumps({column: "x", "caption": "one"})
+        (tmp_path / f"{name}.{ending}").write_text(text)
+    files = list_files(str(tmp_path))
+    with pytest.raises(UserError, match=rf"/b\.{ending}: input\.columns: no column"):
+        check_columns(files, "auto", "auto", {})
+    monkeypatch.setattr("stages.ingest.stage.CHECKED", 1)
+    check_columns(files, "auto", "auto", {})
+    with pytest.raises(UserError, match=rf"/b\.{ending}: input\.columns: no column"):  # the worker's error
+        Ingest().normalise(next(stream(files[1], 0, 10)), 0)
 
 
 def test_the_next_stages_take_the_rows(data_dir: Path) -> None:
