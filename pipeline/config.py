@@ -72,6 +72,13 @@ class Ray(Strict):
     """Bytes of shared memory for a Ray that is started here."""
 
 
+class Report(Strict):
+    """What the report holds besides its figures."""
+
+    thumbnails: bool = True
+    """Keep small pictures of 24 samples with their captions, report/samples.jpg."""
+
+
 class RunConfig(Strict):
     about: dict[str, Any] = {}
     """What a preset tells of its set: licence, gating, date, source, and for every rule exact/approximated/needs a file."""
@@ -85,6 +92,7 @@ class RunConfig(Strict):
     ray: Ray = Ray()
     train: dict[str, Any] = {}
     """The options of training on the shards."""
+    report: Report = Report()
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:

@@ -152,7 +152,7 @@ def phases(session: Session, facts: dict[str, Any], again: Again | None) -> Resu
 
     run.json comes first and the manifest last, after the ledger: so at every moment the manifest's shards are described.
     """
-    from pipeline import report
+    from pipeline import report, thumbnails
 
     this, engine, con = session.run, session.engine, session.con
     began = time.monotonic()
@@ -176,6 +176,9 @@ def phases(session: Session, facts: dict[str, Any], again: Again | None) -> Resu
     if not this.config.pool.keep:
         fetch.drop_images(this)
     took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
+    if this.config.report.thumbnails:
+        names = [shard["name"] for shard in this.store.read_json("shards/manifest.json")["shards"]]
+        facts = {**facts, "samples_at": thumbnails.write(this.store, [f"{known.folder('shards')}/{name}" for name in names])}
     made = report.write(known, con, balances, {**facts, **took}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)

@@ -72,7 +72,7 @@ def test_set_reaches_every_key(tmp_path: Path, override: str, path: list[str | i
         (["run.seed=[1"], "--set run.seed=[1: not valid YAML: line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         (["run.sead=1"], "DIR/small.yaml: run.sead: unknown key; did you mean seed?"),
         (["ray.cpus=1"], "DIR/small.yaml: ray.cpus: unknown key; did you mean num_cpus?"),
-        (["colour=1"], "colour: unknown key; valid: about, input, pool, ray, run, shards, stages, train"),
+        (["colour=1"], "colour: unknown key; valid: about, input, pool, ray, report, run, shards, stages, train"),
         (["run.part_rows=0"], "run.part_rows: Input should be greater than or equal to 1 (got '0')"),
         (["run.name=../up"], "run.name: String should match pattern"),
         (["run.name=.."], "run.name: String should match pattern"),

@@ -1,0 +1,63 @@
+"""report/samples.jpg: twenty-four samples as they stand in the shards, with their captions, so that a person sees what was made."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from textwrap import wrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.storage import Store
+
+COUNT, COLUMNS, SIDE, GAP, LINES = 24, 6, 168, 8, 3
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+WIDE, HIGH = SIDE + GAP, SIDE + GAP + LINES * 14
+PICTURES = ("jpg", "webp", "png")
+
+
+def write(store: Store, shards: list[str]) -> str | None:
+    """Writes the sheet of the first samples of these tars (their order is random by default); returns its path, None of no samples."""
+    found = list(islice((sample for shard in shards for sample in samples(store, shard)), COUNT))
+    if not found:
+        return None
+    out = io.BytesIO()
+    sheet(found).save(out, "JPEG", quality=80, optimize=True)
+    store.write("report/samples.jpg", out.getvalue())
+    return "report/samples.jpg"
+
+
+def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
+    """Picture and caption of each sample, read from the tar's beginning no further than is asked for."""
+    with store.open(shard) as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
+        members: dict[str, bytes] = {}
+        current = ""
+        for info in tar:
+            key, _, suffix = info.name.partition(".")
+            if key != current and members:
+                yield from _sample(members)
+                members = {}
+            current, file = key, tar.extractfile(info)
+            members[suffix] = file.read() if file else b""
+        yield from _sample(members)
+
+
+def _sample(members: dict[str, bytes]) -> Iterator[tuple[Image.Image, str]]:
+    for suffix in PICTURES:
+        if suffix in members:
+            yield Image.open(io.BytesIO(members[suffix])), members.get("txt", b"").decode()
+
+
+def sheet(found: list[tuple[Image.Image, str]]) -> Image.Image:
+    """The pictures in a grid, each with the beginning of its caption under it."""
+    out = Image.new("RGB", (COLUMNS * WIDE + GAP, -(-len(found) // COLUMNS) * HIGH + GAP), PAPER)
+    draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    for place, (image, caption) in enumerate(found):
+        left, top = GAP + place % COLUMNS * WIDE, GAP + place // COLUMNS * HIGH
+        small = image.convert("RGB")
+        small.thumbnail((SIDE, SIDE))
+        out.paste(small, (left, top))
+        draw.multiline_text((left, top + SIDE + 2), "\n".join(wrap(caption, 28, max_lines=LINES, placeholder=" …")), INK, font, spacing=2)
+    return out
