@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import io
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.stage import Column, Resources, Stage, Strict, drop, keyless
 from stages.lib import offline_scorer, torchvision_shim
 
 Precision = Literal["fp32", "bf16", "fp16"]
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class Scores(Stage):
@@ -87,6 +89,8 @@ class Scores(Stage):
         model, pretrained = self.config.model, self.config.pretrained
         if Path(model).is_dir() and not (Path(model) / "open_clip_config.json").is_file():
             raise UserError(f"stages.scores.model: {model} has no open_clip_config.json; give a folder as open_clip's hub models have")
+        if Path(model).is_dir() and not any(path.suffix in WEIGHTS for path in Path(model).iterdir()):
+            raise UserError(f"stages.scores.model: {model} holds no weights ({', '.join(WEIGHTS)}); a model without them judges nothing")
         if _brings_weights(model) or (pretrained and Path(pretrained).is_file()):
             return
         torchvision_shim.ensure()
@@ -128,14 +132,19 @@ class Scores(Stage):
         torchvision_shim.ensure()
         import open_clip
         import torch
+        from safetensors import SafetensorError
 
         asked: Precision = self.config.precision if self.config.precision != "auto" else ("bf16" if self._device.type == "cuda" else "fp32")
         name = f"local-dir:{self.config.model}" if Path(self.config.model).is_dir() else self.config.model
         weights = None if _brings_weights(self.config.model) else self.config.pretrained
-        # load_weights_only: a checkpoint is data of strangers and must not run code.
-        model, _, self._transform = open_clip.create_model_and_transforms(
-            name, pretrained=weights, precision=asked, device=self._device, weights_only=True
-        )
+        options = {"precision": asked, "device": self._device, "require_pretrained": True}
+        try:  # weights_only: a checkpoint is data of strangers and must not run code
+            model = open_clip.create_model(name, weights, weights_only=True, **options)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
+            said = " ".join(str(err).split())[:300]
+            raise UserError(f"stages.scores: cannot load {self.config.model} ({weights or 'its own weights'}): {said}") from err
+        preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
+        self._transform = open_clip.transform.image_transform_v2(preprocessing, is_train=False)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
         self._model = model.eval()
         if self._device.type == "cuda":

@@ -99,3 +99,16 @@ def test_embeddings_are_kept_and_a_broken_image_costs_one_row(folder: Path) -> N
 def test_what_cannot_judge_is_refused_before_the_run(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         entry("scores", options).stage.check_ready()  # type: ignore[attr-defined]
+
+
+def test_a_model_without_weights_judges_nothing(folder: Path, tmp_path: Path) -> None:
+    """open_clip itself would say a word in its log and go on with random numbers."""
+    (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
+    with pytest.raises(UserError, match="holds no weights"):
+        entry("scores", {"model": str(tmp_path)}).stage.check_ready()  # type: ignore[attr-defined]
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot load"):
+        entry("scores", {"model": str(tmp_path)}).stage.open()
+    (tmp_path / "w.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match="cannot load"):
+        entry("scores", {"model": "ViT-B-32", "pretrained": str(tmp_path / "w.pt")}).stage.open()
