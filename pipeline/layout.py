@@ -41,8 +41,13 @@ class Layout:
         return "children" if self.expand else "rows"
 
     @property
-    def scored(self) -> bool:
-        return any(entry.name == "scores" for entry in self.scores)
+    def scorer(self) -> str | None:
+        """The model that scores pairs, with what has to be said of it where it is a stand-in; None where nothing does."""
+        stage = next((entry.stage for entry in self.scores if entry.name == "scores"), None)
+        if stage is None:
+            return None
+        said = getattr(stage, "demonstration", None)
+        return f"{stage.config.model}: {said}" if said else str(stage.config.model)
 
     def phases(self) -> list[tuple[str, list[Entry]]]:
         """Phase names with their stages, in the order in which they run."""
@@ -113,6 +118,8 @@ def arrange(entries: list[Entry]) -> Layout:
     if "dedup" in at and at["dedup"] + 1 != at["download"]:
         raise UserError(f"stages.{names[at['dedup'] + 1]}: nothing may stand between dedup and download; put it before dedup")
     end = min(at[name] for name in ("image_dedup", "selection", "shards") if name in at)
+    if late := [name for name in names[end:] if name not in BARRIERS]:
+        raise UserError(f"stages.{late[0]}: it stands after {names[end]}, where no row is worked on; put it right after images")
     rows, expand, children = _split(first)
     return Layout(
         rows=rows,

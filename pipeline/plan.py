@@ -28,6 +28,8 @@ class Line:
     todo: int | None
     done: int
     why: str
+    note: str = ""
+    """What has to be said of the phase below the table: by which model it scores."""
 
 
 def make(config: str | Path, overrides: list[str] | None = None) -> list[Line]:
@@ -48,7 +50,8 @@ def _line(known: Known, phase: str, before: dict[str, Any] | None) -> Line:
     needs = [entry.stage.resources for entry in entries]
     resources = f"{max(n.cpus for n in needs):g} CPU" + (f" {max(n.gpus for n in needs):g} GPU" if any(n.gpus for n in needs) else "")
     began = done > 0 or (phase in WHOLE and bool(known.run.store.names(known.folder(phase))))
-    return Line(phase, ", ".join(e.name for e in entries), key, resources, todo, done, _why(known, phase, before, todo, began))
+    note = f"scored by {known.run.layout.scorer}" if phase == "scores" and known.run.layout.scorer else ""
+    return Line(phase, ", ".join(e.name for e in entries), key, resources, todo, done, _why(known, phase, before, todo, began), note)
 
 
 def _counts(known: Known, phase: str) -> tuple[int | None, int]:
@@ -135,5 +138,8 @@ def show(config: str | Path, overrides: list[str]) -> None:
         table.add_row(line.phase, line.stages, line.key, line.resources, todo, f"{line.done:,}", line.why, style=style)
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table)
-    if not any(line.phase == "scores" for line in lines):
+    if not any(line.note for line in lines):
         console.print("not scored: the config has no `scores` stage, so no image is compared with its caption", soft_wrap=True)
+    for line in lines:
+        if line.note:
+            console.print(line.note, soft_wrap=True)

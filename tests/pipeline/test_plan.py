@@ -48,6 +48,10 @@ def run_of(stages: dict[str, Any]) -> Any:
             {"ingest": {}, "tests.support.hostile:Hostile": {}, "download": LOOPBACK, "images": {}},
             "reads caption, which no stage before it adds",
         ),
+        (
+            {"ingest": {}, "captions": {}, "download": LOOPBACK, "images": {}, "selection": [], "tests.support.hostile:Hostile": {}},
+            "it stands after selection, where no row is worked on",
+        ),
         ({"ingest": {}, "download": LOOPBACK, "images": {}, "shards": {}}, "shards stands at the top level"),
         ({"ingest": {}, "download": LOOPBACK, "images": {}, "tests.support.hostile:Sentences": {}}, "of shape expand cannot stand here"),
     ],
