@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,39 @@ def grouped(con: Any, sql: str, by: str) -> Iterator[tuple[int, pa.Table]]:
             held.append(batch.slice(start, end - start))
     if current is not None:
         yield current, pa.Table.from_batches(held).drop_columns([by])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows that differ: how many, the first one's number, and what both sides say of it."""
+
+    rows: int
+    first: int | None
+    mine: str
+    theirs: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """`lacking`: rows that only `mine` has; `foreign`: rows that only `theirs` has; then each column's."""
+
+    lacking: Difference
+    foreign: Difference
+    columns: dict[str, Difference]
+
+
+def differences(con: Any, mine: str, theirs: str, columns: list[str]) -> Differences:
+    """Compares two queries that have a line for each `row`, in one pass; nulls are equal."""
+    first = "coalesce(m.row, t.row)"
+    tests = [("row", "t.row IS NULL"), ("row", "m.row IS NULL")]
+    tests += [(column, f'm.row = t.row AND m."{column}" IS DISTINCT FROM t."{column}"') for column in columns]
+    picked = []
+    for column, test in tests:
+        values = (f"arg_min(coalesce(CAST({side}.\"{column}\" AS VARCHAR), 'null'), {first})" for side in "mt")
+        picked += [f"{aggregate} FILTER ({test})" for aggregate in ("count(*)", f"min({first})", *values)]
+    (found,) = con.execute(f"SELECT {', '.join(picked)} FROM ({mine}) m FULL JOIN ({theirs}) t ON t.row = m.row").fetchall()
+    lacking, foreign, *others = (Difference(*found[at : at + 4]) for at in range(0, len(found), 4))
+    return Differences(lacking, foreign, dict(zip(columns, others, strict=True)))
 
 
 def quote(text: str) -> str:

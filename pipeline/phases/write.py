@@ -46,14 +46,17 @@ def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
 
 
 def publish(known: Known, facts: list[dict[str, Any]]) -> None:
-    """Writes sizes.json, the wids index and, last, the manifest that makes this key the current one."""
+    """Writes sizes.json, the wids index, what every file is like and, last, the manifest that makes this key the current one."""
     from stages import shards as sink
 
     store, folder = known.run.store, known.folder("shards")
+    beside = {}
     for name, value in sink.finish(facts, known.run.config.run.name).items():
         store.write_json(f"{folder}/{name}", value)
+        with store.open(f"{folder}/{name}") as handle:
+            beside[name] = asdict(sink.facts_of(handle))
     manifest = sink.manifest(known.keys["shards"], facts)
-    store.write_json(f"{folder}/done.json", {"shards": facts})
+    store.write_json(f"{folder}/done.json", {"shards": facts, "beside": beside})
     store.write_json("shards/manifest.json", manifest)
 
 
@@ -69,7 +72,7 @@ def _take_over(known: Known, steps: str) -> int:
     for facts in store.read_json(f"shards/{base['shards']}/done.json")["shards"]:
         for file in facts["files"]:
             store.copy(f"shards/{base['shards']}/{file}", f"{folder}/{file}")
-        store.write_json(f"{steps}/facts/facts-{facts['shard']:05d}.json", facts)
+        store.write_json(f"{steps}/facts/facts-{facts['shard']:05d}.json", {**facts, "taken_over": True})
     return int(store.read_json(f"selection/{base['selection']}/done.json")["shards"])
 
 

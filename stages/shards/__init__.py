@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, BinaryIO, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,6 +27,7 @@ from stages.shards.listing import as_json, listing
 from stages.shards.tar import dali_index, write_tar
 
 SUFFIXES = {"jpg", "webp", "png"}
+TIMES = ("duration", "start_time", "end_time")  # of the statistics: all that differs between runs
 BATCH = 1000  # samples whose JSON is held at once
 
 
@@ -73,15 +74,34 @@ class Shards(Stage):
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    """A file as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ShardFacts:
-    """What was written of one shard. `files`: all its files, the statistics last; `bytes` and `sha256` are the tar's."""
+    """What was written of one shard. `files`: all its files, the statistics last, which are None since they hold times.
+
+    `bytes` and `sha256` are the tar's. `taken_over`: written by a former key, to which a retry appended; of rows that were dropped
+    then it tells what was known then.
+    """
 
     shard: int
     name: str
-    files: list[str]
+    files: dict[str, FileFacts | None]
     samples: int
     bytes: int
     sha256: str
+    taken_over: bool = False
+
+
+def facts_of(handle: BinaryIO) -> FileFacts:
+    """Reads an open file to its end."""
+    digest = hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+    return FileFacts(handle.tell(), digest)
 
 
 def shard_digits(total: int) -> int:
@@ -114,15 +134,17 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     samples = _samples(table.filter(kept), rows.select(["row", "image", "format"]).filter(kept))
     members = write_tar(folder / f"{stem}.tar", samples)
     pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
-    files = [f"{stem}.tar", f"{stem}.parquet"]
     if config.idx:
-        files.append(f"{stem}.idx")
-        (folder / files[-1]).write_text(dali_index(members), encoding="ascii")
-    files.append(f"{stem}_stats.json")
-    (folder / files[-1]).write_text(json.dumps(_stats(table, began, time.time()), indent=4), encoding="ascii")
-    with (folder / f"{stem}.tar").open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return ShardFacts(shard, f"{stem}.tar", files, len(members), handle.tell(), digest)
+        (folder / f"{stem}.idx").write_text(dali_index(members), encoding="ascii")
+    files = {}
+    for name in (f"{stem}.tar", f"{stem}.parquet", *([f"{stem}.idx"] if config.idx else [])):
+        with (folder / name).open("rb") as handle:
+            files[name] = facts_of(handle)
+    ended = time.time()
+    stats = statistics(table, dict(zip(TIMES, (ended - began, began, ended), strict=True)))
+    (folder / f"{stem}_stats.json").write_text(json.dumps(stats, indent=4), encoding="ascii")
+    tar = files[f"{stem}.tar"]
+    return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
 
 
 def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes]]]:
@@ -138,19 +160,19 @@ def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[s
             yield key, {ending: body, "json": meta.encode("ascii"), "txt": text.encode()}
 
 
-def _stats(table: pa.Table, began: float, ended: float) -> dict[str, Any]:
-    """img2dataset's statistics, and `filtered`: rows that our own rules dropped. Failures are counted by fate, not by their texts."""
-    status = dict(zip(*np.unique(table["status"].to_numpy(), return_counts=True), strict=True))
-    fates = pc.if_else(pc.equal(table["fate"], KEPT), "success", table["fate"])
+def statistics(table: pa.Table, times: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+    """img2dataset's statistics of a shard's Parquet (columns `status` and `fate` are enough), with its TIMES where given.
+
+    `filtered` are rows that our own rules dropped. Failures are counted by fate, not by their texts.
+    """
+    status, fates = _counted(table["status"]), _counted(pc.if_else(pc.equal(table["fate"], KEPT), "success", table["fate"]))
     names = {"successes": "success", **{name: name for name in ("failed_to_download", "failed_to_resize", "filtered")}}
-    return {
-        "count": len(table),
-        **{name: int(status.get(said, 0)) for name, said in names.items()},
-        "duration": ended - began,
-        "start_time": began,
-        "end_time": ended,
-        "status_dict": {name: int(n) for name, n in zip(*np.unique(fates.to_numpy(), return_counts=True), strict=True)},
-    }
+    return {"count": len(table), **{name: status.get(said, 0) for name, said in names.items()}, **times, "status_dict": fates}
+
+
+def _counted(texts: pa.ChunkedArray) -> dict[str, int]:
+    """How often each text stands there, sorted by the texts."""
+    return dict(sorted((entry["values"] or "", entry["counts"]) for entry in pc.value_counts(texts).to_pylist()))
 
 
 def finish(facts: list[dict[str, Any]], run_name: str) -> dict[str, Any]:

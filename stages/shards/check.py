@@ -1,0 +1,142 @@
+"""What was noted of written shards, and a tar read again, as a trainer would, and compared with its Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.shards import SUFFIXES, TIMES, FileFacts, ShardFacts, statistics
+
+COLUMNS = ("key", "status", "fate", "width", "height", "caption")  # of the Parquet that are compared
+
+
+@dataclass(frozen=True)
+class Line:
+    """A shard in the manifest."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix(".tar")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """shards/manifest.json."""
+
+    key: str
+    shards: list[Line]
+    samples: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(line.bytes for line in self.shards)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """done.json of the shards."""
+
+    shards: list[ShardFacts]
+    beside: dict[str, FileFacts]
+
+
+@dataclass
+class Read:
+    """What a tar held: its bytes, its samples' keys, and (key, fault); the key is "" for a fault of the tar itself."""
+
+    file: FileFacts
+    keys: set[str] = field(default_factory=set)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_tar(handle: BinaryIO, stem: str, listing: pa.Table | None) -> Read:
+    """Reads the tar of shard `stem` once, to its last byte; without `listing` (COLUMNS) its samples are compared with nothing."""
+    hashed, out = _Hashed(handle), Read(FileFacts(0, ""))
+    listed = None
+    if listing is not None:
+        listed = {row["key"]: row for row in listing.filter(pc.equal(listing["status"], "success")).to_pylist()}
+    try:
+        for sample in _samples(hashed):
+            key = sample["__key__"]
+            faults = [] if key.startswith(stem) else [f"does not begin with its shard's number {stem}"]
+            faults += ["stands twice"] if key in out.keys else []
+            faults += _sample_faults(sample, listed) if listed is not None else []
+            out.faults += [(key, fault) for fault in faults]
+            out.keys.add(key)
+    except (tarfile.TarError, ValueError, EOFError) as err:
+        out.faults.append(("", f"cannot be read to its end: {_text(err)}"))
+    while hashed.read(1 << 20):
+        pass
+    out.file = FileFacts(hashed.bytes, hashed.sha256.hexdigest())
+    if lacking := set(listed or ()) - out.keys:
+        out.faults.append(("", f"lacks {len(lacking)} samples that its Parquet lists, the first is {min(lacking)}"))
+    return out
+
+
+def statistics_faults(stats: dict[str, Any], listing: pa.Table) -> list[str]:
+    """Where _stats.json does not count what the Parquet lists; its times may be any."""
+    counted = statistics(listing)
+    names = [name for name in {**counted, **stats} if name not in TIMES and stats.get(name) != counted.get(name)]
+    return [f"{name} is {stats.get(name)}, the Parquet has {counted.get(name)}" for name in names]
+
+
+class _Hashed:
+    """A reader that hashes and counts what goes through it, so that a shard is read once and never held whole."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle, self.sha256, self.bytes = handle, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.handle.read(size)
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return data
+
+
+def _samples(stream: _Hashed) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, read and grouped by webdataset itself."""
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    yield from group_by_keys({**file, "__url__": ""} for file in tar_file_iterator(stream))
+
+
+def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[str]:
+    from PIL import Image
+
+    row = listed.get(sample["__key__"])
+    if row is None:
+        yield "is not in the Parquet, or not as a success"
+        return
+    if sample.get("txt") != (row["caption"] or "").encode():
+        yield "its txt is not the Parquet's caption"
+    image = next((sample[suffix] for suffix in sorted(SUFFIXES) if suffix in sample), None)
+    if image is None:
+        yield "has no image"
+        return
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.load()
+            size = opened.size
+    except MemoryError:
+        raise
+    except Exception as err:  # noqa: BLE001 - a decoder raises anything on bytes that are not its format's
+        yield f"its image cannot be decoded: {_text(err)}"
+        return
+    if size != (row["width"], row["height"]):
+        yield f"image is {size}, the Parquet says {(row['width'], row['height'])}"
+
+
+def _text(err: Exception) -> str:
+    return f"{type(err).__name__}: {' '.join(str(err).split())}"[:200]
