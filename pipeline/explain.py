@@ -7,45 +7,99 @@ from typing import Any
 
 from pipeline import views
 from pipeline.errors import UserError
+from pipeline.known import Known
+from pipeline.ledger import SCHEMA
+from pipeline.phases import rows
 from pipeline.phases.ledger import view_ledger
 from pipeline.phases.select import view_selected
 from pipeline.runs import reopen
 
-MOST = 20
+MOST = 20  # rows that are told, and children of each
 
 
 def stories(run: str, what: str) -> list[dict[str, Any]]:
-    """All that is known of the rows with this URL, uid, sample key or `row=NUMBER`. Raises UserError when there is none."""
+    """All that is known of the first MOST rows with this URL, uid, sample key, `row=NUMBER` or `child=NUMBER`.
+
+    Where a stage makes several rows of one, each is a row of the input with its `children`: all, or those that were asked for.
+    Raises UserError when there is none.
+    """
     known = reopen(run)
+    expanded = known.run.layout.expand is not None
     with views.connect(known.run.store) as con:
         known.view_known(con, "known", image_dedup=True)
         view_selected(known, con)
         view_ledger(known, con)
-        found = _rows(con, what)
+        if expanded:
+            _view_parents(known, con)
+        test, values = _test(what, expanded)
+        found = _rows(con, "parents_ledger" if expanded else "ledger", test, values)
+        asked: list[int] = []
+        if expanded and not found:
+            asked = _rows(con, "ledger", test, values)
+            found = _rows(con, "ledger", f"row IN ({_listed(asked)})", [], "parent")
         if not found:
-            raise UserError(f"{run}: no row with {what!r} as URL, uid or key (give row=NUMBER for a row of the input)")
-        listed = ", ".join(map(str, found[:MOST]))
-        sql = (
-            'SELECT k.* EXCLUDE (fate, detail), l.fate, l.detail, l.shard, l.key, s."index" FROM known k '
-            f"JOIN ledger l ON l.row = k.row JOIN selected s ON s.row = k.row WHERE k.row IN ({listed}) ORDER BY k.row"
+            numbers = "row=NUMBER for a row of the input" + (", child=NUMBER for a row made of one" if expanded else "")
+            raise UserError(f"{run}: no row with {what!r} as URL, uid or key (give {numbers})")
+        if not expanded:
+            return _told(con, f"k.row IN ({_listed(found)})")
+        parents: list[dict[str, Any]] = (
+            con.sql(
+                "SELECT p.* EXCLUDE (fate, detail), l.fate, l.detail FROM parents p JOIN parents_ledger l ON l.row = p.row "
+                f"WHERE p.row IN ({_listed(found)}) ORDER BY p.row"
+            )
+            .to_arrow_table()
+            .to_pylist()
         )
-        out: list[dict[str, Any]] = con.sql(sql).to_arrow_table().to_pylist()
-        return out
+        for parent in parents:
+            of_these = f" AND k.row IN ({_listed(asked)})" if asked else ""
+            parent["children"] = _told(con, f"k.parent = {parent['row']}{of_these}")
+            ((parent["children_in_all"],),) = con.execute("SELECT count(*) FROM ledger WHERE parent = ?", [parent["row"]]).fetchall()
+        return parents
 
 
-def _rows(con: Any, what: str) -> list[int]:
-    values: list[Any]
-    if match := re.fullmatch(r"row=(\d+)", what):
-        sql, values = "SELECT row FROM ledger WHERE row = ?", [int(match[1])]
-    else:
-        sql, values = "SELECT row FROM ledger WHERE url = ? OR uid = ? OR key = ? ORDER BY row", [what, what, what]
-    return [row for (row,) in con.execute(sql, values).fetchall()]
+def _view_parents(known: Known, con: Any) -> None:
+    """Views `parents` and `parents_ledger`: the level of the input's rows."""
+    store, folder = known.run.store, f"ledger/{known.keys['shards']}/parents"
+    views.rows(con, "parents", store, rows.parts(known.run, known.files, "rows"), known.row_schema("rows"))
+    views.files(con, "parents_ledger", store, [f"{folder}/{name}" for name in store.names(folder, ".parquet")], SCHEMA)
+
+
+def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
+    """SQL of the ledger's lines that are asked for, and its values. A number is a child's or an input row's, never either."""
+    if match := re.fullmatch(r"(row|child)=(\d+)", what):
+        mine = "true" if not expanded else f"parent IS {'NOT ' if match[1] == 'child' else ''}NULL"
+        return f"row = ? AND {mine}" if expanded or match[1] == "row" else "false AND row = ?", [int(match[2])]
+    return "(url = ? OR uid = ? OR key = ?)", [what, what, what]
+
+
+def _rows(con: Any, view: str, test: str, values: list[Any], column: str = "row") -> list[int]:
+    found = con.execute(f"SELECT DISTINCT {column} FROM {view} WHERE {test} ORDER BY {column} LIMIT {MOST}", values).fetchall()
+    return [row for (row,) in found]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "NULL"
+
+
+def _told(con: Any, test: str) -> list[dict[str, Any]]:
+    """The first MOST rows of the view `known` that pass, with their ledger and place."""
+    sql = (
+        'SELECT k.* EXCLUDE (fate, detail), l.fate, l.detail, l.shard, l.key, s."index" FROM known k '
+        f"JOIN ledger l ON l.row = k.row JOIN selected s ON s.row = k.row WHERE {test} ORDER BY k.row LIMIT {MOST}"
+    )
+    out: list[dict[str, Any]] = con.sql(sql).to_arrow_table().to_pylist()
+    return out
 
 
 def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
     """A row's story in steps (step, what came of it); steps that it did not reach are left out."""
     r = known_row
-    steps = [("row", f"{r['row']} (part {r['part']}), uid {r['uid']}"), ("url", str(r["url"])), ("caption", repr(r.get("source_caption")))]
+    name, of = ("row", "") if r.get("parent") is None else ("child", f" of row {r['parent']}")
+    steps = [
+        (name, f"{r['row']}{of} (part {r['part']}), uid {r['uid']}"),
+        ("url", str(r["url"])),
+        ("caption", repr(r.get("source_caption"))),
+    ]
     if r.get("caption") is not None and r["caption"] != r.get("source_caption"):
         steps.append(("cleaned", repr(r["caption"])))
     if r.get("language"):
@@ -63,7 +117,9 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
     if r.get("similarity") is not None:
         steps.append(("scores", f"similarity {r['similarity']:.4f}"))
     steps.append(("fate", r["fate"] + (f": {r['detail']}" if r["detail"] else "")))
-    if r["key"]:
+    if "children" in r:
+        steps.append(("children", f"{r['children_in_all']:,}"))
+    if r.get("key"):
         steps.append(("sample", f"key {r['key']} in shard {r['shard']:05d}"))
     return steps
 
@@ -74,7 +130,16 @@ def show(run: str, what: str) -> None:
     from rich.text import Text
 
     console = Console()
-    for story in stories(run, what):
-        for step, text in tell(story):
-            console.print(Text(f"{step:>12}  ", style="bold").append(text, style=""), soft_wrap=True)
-        console.print()
+    found = stories(run, what)
+    for story in found:
+        for one in (story, *story.get("children", [])):
+            for step, text in tell(one):
+                console.print(Text(f"{step:>12}  ", style="bold").append(_printable(text), style=""), soft_wrap=True)
+            console.print()
+    if len(found) == MOST:
+        console.print(f"the first {MOST} rows; there may be more in the ledger")
+
+
+def _printable(text: str) -> str:
+    """URLs and details come from strangers: no control character reaches the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
