@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from pipeline import views
 from pipeline.errors import UserError
 from pipeline.known import Known, columns_known
 from pipeline.ledger import Balance
+from pipeline.stage import KEPT
 from pipeline.storage import Store
 
 BINS = 20
@@ -22,7 +24,8 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
     report: dict[str, Any] = {
         "run": run.config.run.name,
         "shards_at": run.store.address(known.folder("shards")),
-        "scored": "yes" if run.layout.scored else "not scored",
+        "scored": "yes" if run.layout.scorer else "not scored",
+        "scorer": run.layout.scorer,
         **facts,
         **_level(balances[level]),
         **({"parents": _level(balances["rows"])} if level == "children" else {}),
@@ -43,11 +46,14 @@ def _level(found: Balance) -> dict[str, Any]:
 
 
 def _session(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What this session did: jobs, rows and wall seconds of each phase, waiting for workers included."""
+    """What this session did: jobs, rows and wall seconds of each phase, waiting for workers included.
+
+    Rows are null where no worker had a job: nothing was missing, or (selection) DuckDB did it in the driver.
+    """
     out = []
     for phase in phases:
-        rows = sum(int(done.get("rows", 0)) for done in phase["done"])
-        rate = round(rows / max(phase["seconds"], 1e-9), 1)
+        rows = sum(int(done.get("rows", 0)) for done in phase["done"]) if phase["jobs"] else None
+        rate = rows and round(rows / max(phase["seconds"], 1e-9), 1)
         out.append({**{name: phase[name] for name in ("phase", "jobs", "seconds")}, "rows": rows, "rows_per_second": rate})
     return out
 
@@ -80,20 +86,25 @@ def _histograms(known: Known, con: Any) -> dict[str, Any]:
 
 
 def _histogram(con: Any, column: str) -> dict[str, Any]:
-    joined = "known k JOIN selected s ON s.row = k.row"
-    source = f'(SELECT k."{column}" AS x, s.fate = \'kept\' AS kept FROM {joined} WHERE k."{column}" IS NOT NULL)'
+    """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin."""
+    value = f'k."{column}"'
+    source = (
+        f"(SELECT {value} AS x, s.fate = '{KEPT}' AS kept FROM known k JOIN selected s ON s.row = k.row "
+        f"WHERE isfinite(CAST({value} AS DOUBLE)))"
+    )
     low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchall()[0]
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
     width = (high - low) / BINS or 1
+    edges = [low + at * width for at in range(BINS)]
+    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(edges[1:]))
     found = con.execute(
-        f"SELECT least(CAST(floor((x - {low}) / {width}) AS INTEGER), {BINS - 1}) AS bin, count(*), count(*) FILTER (kept) "
-        f"FROM {source} GROUP BY bin"
+        f"SELECT CASE {bins} ELSE {BINS - 1} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
     ).fetchall()
     rows, kept = [0] * BINS, [0] * BINS
     for at, n, k in found:
         rows[at], kept[at] = n, k
-    return {"edges": [round(low + i * width, 6) for i in range(BINS + 1)], "rows": rows, "kept": kept}
+    return {"edges": [*edges, max(high, edges[-1] + width)], "rows": rows, "kept": kept}
 
 
 def _bytes(con: Any) -> dict[str, int]:
@@ -132,11 +143,13 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)
     if report["scored"] != "yes":
         console.print("not scored: no image was compared with its caption; mismatched pairs are still in", soft_wrap=True)
+    else:
+        console.print(f"scored by {report['scorer']}", soft_wrap=True)
     worked = [f"{p['phase']} {p['rows']:,} rows in {p['seconds']:,.1f} s" for p in report["session"] if p["rows"]]
     if worked:
         console.print(" · ".join(worked), soft_wrap=True)
     if "demonstration" in report:
         console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
     console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")
-    root = report["shards_at"].rpartition("/shards/")[0]
+    root = shlex.quote(report["shards_at"].rpartition("/shards/")[0])
     console.print(f"report: {path}\nnext:   shardmill verify {root}   ·   shardmill explain {root} URL", soft_wrap=True)

@@ -1,0 +1,83 @@
+"""Each figure of report.json is what another way of counting gives, and the summary's next commands can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import report, views
+from pipeline.storage import Store
+from tests.pipeline.conftest import Made
+from tests.support.corpus import fates
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.int32()])
+def test_histograms_count_as_numpy_does(kind: pa.DataType) -> None:
+    values: list[Any] = [None, 1, 1, 2, 3, 20, 21, 41]
+    if kind == pa.float32():
+        values = [None, float("nan"), float("inf"), *np.random.default_rng(5).normal(0.3, 0.1, 5000).astype(np.float32).tolist()]
+    kept = [n % 3 == 0 for n in range(len(values))]
+    with views.connect(Store(".")) as con:
+        rows = pa.array(range(len(values)))
+        con.register("known", pa.table({"row": rows, "x": pa.array(values, kind)}))
+        con.register("selected", pa.table({"row": rows, "fate": ["kept" if one else "selection:low" for one in kept]}))
+        found = report._histogram(con, "x")
+    finite = [(value, one) for value, one in zip(values, kept, strict=True) if value is not None and np.isfinite(value)]
+    assert np.histogram([value for value, _ in finite], found["edges"])[0].tolist() == found["rows"]
+    assert np.histogram([value for value, one in finite if one], found["edges"])[0].tolist() == found["kept"]
+    assert sum(found["rows"]) == len(finite)
+
+
+def test_a_histogram_of_nothing_is_empty() -> None:
+    with views.connect(Store(".")) as con:
+        con.register("known", pa.table({"row": [0, 1], "x": pa.array([None, float("nan")], pa.float32())}))
+        con.register("selected", pa.table({"row": [0, 1], "fate": ["kept", "kept"]}))
+        assert report._histogram(con, "x") == {"edges": [], "rows": [], "kept": []}
+
+
+def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    shards = {"count": 0, "samples": 0, "bytes": 0}
+    told = {
+        "run": "a",
+        "rows_in": 0,
+        "kept": 0,
+        "dropped": {},
+        "shards": shards,
+        "scored": "yes",
+        "session": [],
+        "seconds": 1,
+        "ray_start_s": 0,
+    }
+    report.print_summary({**told, "shards_at": "/data/w 2 ü/runs/it's/shards/0123"}, "report.json")
+    verify, explain = capsys.readouterr().out.partition("next:")[2].split("·")
+    assert shlex.split(verify) == ["shardmill", "verify", "/data/w 2 ü/runs/it's"]
+    assert shlex.split(explain) == ["shardmill", "explain", "/data/w 2 ü/runs/it's", "URL"]
+
+
+@pytest.mark.ray
+def test_a_report_counts_what_lies_there(first_run: Made) -> None:
+    told, run = first_run.result.report, first_run.run
+    counted = fates(run)
+    assert (told["rows_in"], told["kept"], told["dropped"]) == (sum(counted.values()), counted.pop("kept"), counted)
+    home = run / "shards"
+    tars = sorted(home.glob("*/*.tar"))
+    assert told["shards"] == {"count": len(tars), "samples": told["kept"], "bytes": sum(path.stat().st_size for path in tars)}
+    listed = pa.concat_tables([pq.read_table(path) for path in sorted(home.glob("*/*.parquet"))])
+    for name, found in told["histograms"].items():
+        for which, wanted in (("rows", listed), ("kept", listed.filter(pa.compute.equal(listed["fate"], "kept")))):
+            assert np.histogram(wanted[name].drop_null().to_numpy(), found["edges"])[0].tolist() == found[which], (name, which)
+    fetched = pa.concat_tables([pq.read_table(path, columns=["fetched_bytes"]) for path in sorted((run / "pool").glob("*/*.parquet"))])
+    assert told["bytes"]["downloaded"] == pa.compute.sum(fetched["fetched_bytes"]).as_py()
+    metrics = pq.read_table(sorted((run / "metrics").iterdir()))
+    for stage, figures in told["stages"].items():
+        mine = metrics.filter(pa.compute.equal(metrics["stage"], stage))
+        assert figures["rows"] == pa.compute.sum(mine["rows"]).as_py()
+        assert figures["seconds"] == pytest.approx(pa.compute.sum(mine["seconds"]).as_py(), abs=0.001)
+    phases = {phase["phase"]: phase for phase in told["session"]}
+    assert (phases["rows"]["rows"], phases["shards"]["rows"]) == (told["rows_in"], told["rows_in"])
+    assert (phases["selection"]["rows"], phases["selection"]["rows_per_second"]) == (None, None), "DuckDB in the driver: no worker counted"
