@@ -63,7 +63,7 @@ def run(folder: str) -> tuple[Manifest, list[Finding]]:
             found.append(Finding(MANIFEST, f"names key {manifest.key}, but run.json {known.keys['shards']}"))
         else:
             check_ledger(known, manifest, {shard.name for shard in noted.shards if shard.taken_over}, found)
-    return manifest, found
+    return manifest, list(dict.fromkeys(found))  # a file that is missing is missed by all that read it
 
 
 @contextmanager
@@ -113,7 +113,9 @@ def _check_shards(store: Store, manifest: Manifest, found: list[Finding]) -> Not
             _check_bytes(store, f"{home}/{name}", file, found)
     listed = {line.name for line in manifest.shards}
     expected = {name for shard in noted.shards if shard.name in listed for name in shard.files} | {*noted.beside, "done.json"}
-    if noted.shards:
+    if not noted.shards:
+        found += [Finding(f"{home}/{name}", "is missing") for name in sorted({*sink.finish([], "")} - {*store.names(home)})]
+    else:
         found += _strays(store, home, expected)
     return noted
 
@@ -153,7 +155,7 @@ def check_shard(store: Store, home: str, line: Line, facts: sink.ShardFacts | No
         found += [Finding(f"{tar} {key}".rstrip(), fault) for key, fault in read.faults]
         if len(read.keys) != line.samples:
             found.append(Finding(tar, f"has {len(read.keys)} samples, the manifest says {line.samples}"))
-    found = list(dict.fromkeys(found))  # a file that is missing is missed by all that read it
+    found = list(dict.fromkeys(found))
     more = len(found) - MOST
     return [*found[:MOST], *([Finding(f"{home}/{line.stem}", f"{more} more findings of this shard")] if more > 0 else [])]
 

@@ -128,6 +128,11 @@ TAMPERINGS: dict[str, tuple[str, Tamper, list[str]]] = {
     "statistics false": ("SHARDS/00000_stats.json", put("successes", 99), [r"00000_stats\.json: successes is 99, the Parquet has \d+$"]),
     "statistics garbage": ("SHARDS/00000_stats.json", garbage, [r"00000_stats\.json: cannot be read"]),
     "done.json of the shards removed": ("SHARDS/done.json", remove, [r"shards/\w+/done\.json: is missing"]),
+    "done.json and sizes.json removed": (
+        "SHARDS/done.json",
+        lambda path: (remove(path), remove(path.with_name("sizes.json")))[0],
+        [r"shards/\w+/done\.json: is missing", r"sizes\.json: is missing"],
+    ),
     "done.json of the shards garbage": ("SHARDS/done.json", garbage, [r"shards/\w+/done\.json: cannot be read"]),
     "done.json of the shards false": ("SHARDS/done.json", put("shards", 3), [r"shards/\w+/done\.json: cannot be read"]),
     "manifest garbage": ("shards/manifest.json", garbage, [r"manifest\.json: (cannot be read|the file is damaged)"]),
@@ -281,6 +286,7 @@ def test_tampering_is_found(made: Made, name: str, capsys: pytest.CaptureFixture
     except UserError as err:  # no run can be read there
         lines = [str(err)]
     assert lines
+    assert len(lines) == len({*lines}), "each is told once"
     for line in lines:
         assert any(re.search(text, line) for text in expected), f"nobody expected: {line}"
     for text in expected:
