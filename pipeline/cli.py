@@ -81,7 +81,9 @@ def report(run: Run) -> None:
 
 
 @app.command()
-def explain(run: Run, what: Annotated[str, typer.Argument(help="A URL, a uid, a sample's key, or row=NUMBER.")]) -> None:
+def explain(
+    run: Run, what: Annotated[str, typer.Argument(help="A URL, a uid, a sample's key, row=NUMBER of the input, or child=NUMBER.")]
+) -> None:
     """Tells what became of a row, and why."""
     import pipeline.explain
 

@@ -22,7 +22,7 @@ UNSAFE_CELL = {"laion400m": ("NSFW", "NSFW"), "relaion2b_en": ("punsafe", 0.9), 
 FATES: dict[str, dict[int, str]] = {
     "laion400m": {SMALL: "images:too_few_bytes", SHORT: "captions:too_short", UNSAFE: "selection:nsfw"},
     "relaion2b_en": {SMALL: "images:too_few_bytes", SHORT: "captions:too_short", UNSAFE: "selection:punsafe"},
-    "datacomp_small": {SMALL: "selection:min_side", SHORT: "selection:english"},
+    "datacomp_small": {SMALL: "selection:min_side", SHORT: "selection:words"},
     "cc12m": {SMALL: "selection:min_side", SHORT: "captions:too_few_words"},
     "coyo": {SMALL: "images:too_few_bytes", SHORT: "captions:too_short", UNSAFE: "selection:nsfw"},
 }

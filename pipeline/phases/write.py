@@ -55,7 +55,7 @@ def publish(known: Known, facts: list[dict[str, Any]]) -> None:
         store.write_json(f"{folder}/{name}", value)
         with store.open(f"{folder}/{name}") as handle:
             beside[name] = asdict(sink.facts_of(handle))
-    manifest = sink.manifest(known.keys["shards"], facts)
+    manifest = {**sink.manifest(known.keys["shards"], facts), "scored_by": known.run.layout.scorer}
     store.write_json(f"{folder}/done.json", {"shards": facts, "beside": beside})
     store.write_json("shards/manifest.json", manifest)
 
