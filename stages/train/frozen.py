@@ -23,6 +23,7 @@ import xxhash
 
 from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
+from stages.lib import torchvision_shim
 from stages.lib.offline_scorer import name_classes, network, read_weights
 from stages.lib.offline_towers import MAX_TOKENS, SIZE, missing
 from stages.train.augment import CAPTION, draws
@@ -54,6 +55,7 @@ def build(config: Train) -> Model:
     if config.model.pretrained:
         read_weights(net, config.model.pretrained)
     else:
+        torchvision_shim.ensure()
         from open_clip import IMAGENET_CLASSNAMES
 
         name_classes(net, IMAGENET_CLASSNAMES)
