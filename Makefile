@@ -51,12 +51,12 @@ report: ## the report of a finished run (RUN=runs/NAME)
 	$(venv) $(EXTRAS)
 	@$(bin)/shardmill report $(RUN)
 
-test: ## the tests (TESTS=path for some of them)
+test: ## the tests (TESTS=path for some of them; those of training and scoring want EXTRAS="train scorer")
 	$(venv) dev sample s3 $(EXTRAS)
 	@$(bin)/python -m pytest $(TESTS)
 
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 train eval img2dataset cluster $(EXTRAS)
+	$(venv) dev sample s3 train scorer eval img2dataset cluster $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh

