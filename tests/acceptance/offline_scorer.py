@@ -168,7 +168,9 @@ def figures(data: Path, weights: Path) -> dict[str, float]:
     found = evaluate(scorer(weights), options)
     recalls = {f"R@{k}": found["retrieval"][f"image_to_text_R@{k}"] for k in (1, 5, 10)}
     back = {"text->image R@10": found["retrieval"]["text_to_image_R@10"]}
-    return {**recalls, **back, "auc": found["pairs"]["auc"], "tau-c": found["judgements"]["tau_c"]}
+    ratings = found["judgements"]
+    agreed = {"tau-c": ratings["tau_c_others"], "tau-c with own": ratings["tau_c"]}  # the first as published for CLIPScore
+    return {**recalls, **back, "auc": found["pairs"]["auc"], **agreed}
 
 
 def of_sites(data: Path, weights: Path, part: int) -> tuple[float, int]:
