@@ -56,7 +56,8 @@ class Known:
     @cached_property
     def retries(self) -> list[dict[str, Any]]:
         """The retries of this pool, in order: its content is named by its KEY and these."""
-        return fetch.retries(self.run.store, digest(fetch.pool_made_of(self.run)))
+        pool = fetch.pool_made_of(self.run) if self.recorded is None else self.recorded["pool"]
+        return fetch.retries(self.run.store, digest(pool))
 
     @cached_property
     def appends_to(self) -> dict[str, Any] | None:
@@ -71,7 +72,7 @@ class Known:
 
     @property
     def _row_keys(self) -> list[str]:
-        return [digest(rows.made_of(self.run, file)) for file in self.files]
+        return [rows.key_of(self.run, file) for file in self.files]
 
     def _chosen_of(self, made: dict[str, Any], retries: list[dict[str, Any]]) -> dict[str, Any]:
         """What image_dedup and selection are made of after these retries."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pipeline import catalog, views
 from pipeline.errors import UserError
+from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
 from pipeline.phases import rows
-from pipeline.phases.fetch import RETRIES, bare_files
+from pipeline.phases.fetch import RETRIES, bare_files, pool_made_of
 from pipeline.phases.ledger import view_ledger
 from pipeline.runs import Again, Result, reopen, told
 
@@ -15,7 +16,8 @@ from pipeline.runs import Again, Result, reopen, told
 def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
     """Retries and finishes the run. `rebuild`: all shards are written anew instead of appending to them.
 
-    Where no row ended so, it says that and changes nothing. Raises UserError for a fate that no fetch can have.
+    Where no row ended so, it says that and changes nothing. Raises UserError for a fate that no fetch can have, and where the
+    stages changed since the shards were made.
     """
     known = reopen(folder)
     possible = {fate for entry in known.run.layout.pool for fate in catalog.fates(entry.stage)}
@@ -25,6 +27,8 @@ def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
     store = known.run.store
     if not store.exists("shards/manifest.json"):
         raise UserError(f"{folder}: the run is not finished; repeat `shardmill run` first")
+    if _changed(known):
+        raise UserError(f"{folder}: stages changed since: repeat `shardmill run` first")
     if rebuild and bare_files(store, known.folder("pool")):
         raise UserError(f"{folder}: pool.keep is false, so the images of the shards are gone: retry with --append, or run with a new name")
     # The note comes before the work, since it names what the pool will hold. A retry that was cut off has a note that the
@@ -43,6 +47,13 @@ def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
     note = {"reasons": sorted(reasons), "rebuild": rebuild, "shards": known.keys["shards"], "selection": known.keys["selection"]}
     path = f"{known.folder('pool')}/{RETRIES}{len(known.retries):04d}.json"
     return told(known.run.config, known.run.where, again=Again(reasons, files, (path, note)))
+
+
+def _changed(known: Known) -> bool:
+    """Whether the stages that made the rows and the pool would be given other keys now."""
+    if digest(pool_made_of(known.run)) != known.keys["pool"]:
+        return True
+    return any(digest(rows.made_of(known.run, file)) != rows.key_of(known.run, file) for file in known.files)
 
 
 def _ended_so(known: Known, reasons: list[str]) -> int:

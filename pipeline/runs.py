@@ -17,6 +17,7 @@ from pipeline import views
 from pipeline.config import RunConfig, load, validate
 from pipeline.engine import Engine
 from pipeline.errors import TransientError, UserError
+from pipeline.keys import digest
 from pipeline.known import Known, columns_known
 from pipeline.layout import Run, faults_of, open_run
 from pipeline.ledger import Balance
@@ -117,7 +118,8 @@ def reopen(folder: str) -> Known:
     root, _, name = folder.rstrip("/").rpartition("/")
     here = config.run.model_copy(update={"root": root or ".", "name": name})
     this = open_run(config.model_copy(update={"run": here}), state["where"])
-    return Known(this, [rows.InputRef(**file) for file in state["files"]], state["made_of"])
+    made_of = state["made_of"]
+    return Known(this, [rows.InputRef(**file, key=digest(made_of["rows"][file["url"]])) for file in state["files"]], made_of)
 
 
 def states(store: Store) -> tuple[dict[str, Any], dict[str, Any] | None]:

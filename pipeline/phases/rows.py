@@ -27,11 +27,12 @@ from pipeline.workers import Done, Job, dumps, together
 
 @dataclass(frozen=True)
 class InputRef:
-    """An input file as a finished run remembers it; enough for keys, not for reading."""
+    """An input file as a finished run remembers it; enough for keys, not for reading. `key`: of its rows, whatever today's stages are."""
 
     url: str
     etag: str
     rows: int | None
+    key: str
 
 
 def list_input(run: Run) -> list[Any]:
@@ -58,11 +59,16 @@ def made_of(run: Run, file: Any) -> dict[str, Any]:
     return ingredients(run.layout.before_barrier, file=[file.url, file.etag], part_rows=run.config.run.part_rows, **columns)
 
 
+def key_of(run: Run, file: Any) -> str:
+    """The key of one input file's rows: the recorded one where a finished run is read, else by the stages as they are now."""
+    return file.key if isinstance(file, InputRef) else digest(made_of(run, file))
+
+
 def state(run: Run, files: list[Any]) -> list[tuple[str, dict[str, Any] | None]]:
     """For each file its key and, where its rows are all committed, {"rows", "children": [count a part]}."""
     out = []
     for file in files:
-        key = digest(made_of(run, file))
+        key = key_of(run, file)
         path = f"rows/{key}/done.json"
         out.append((key, run.store.read_json(path) if run.store.exists(path) else None))
     return out
