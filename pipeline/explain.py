@@ -21,9 +21,11 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
     """All that is known of the first MOST rows with this URL, uid, sample key, `row=NUMBER` or `child=NUMBER`.
 
     Where a stage makes several rows of one, each is a row of the input with its `children`: all, or those that were asked for.
-    Raises UserError when there is none.
+    Raises UserError when there is none, and where the run has no ledger yet.
     """
     known = reopen(run)
+    if not known.run.store.exists(f"ledger/{known.keys['shards']}/done.json"):
+        raise UserError(f"{run}: the run is not finished; repeat `shardmill run`")
     expanded = known.run.layout.expand is not None
     with views.connect(known.run.store) as con:
         known.view_known(con, "known", image_dedup=True)

@@ -13,7 +13,7 @@ import pytest
 from pipeline import clean, explain, plan, report, retry, verify
 from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.phases import select, write
+from pipeline.phases import rows, select, write
 from pipeline.storage import Store
 from tests.pipeline.conftest import ROWS, Made
 from tests.support.corpus import ledger, outputs, write_config
@@ -87,6 +87,13 @@ def test_what_is_published_stays_true_while_a_change_is_unfinished(
     stages = result.report["stages"]
     assert stages["captions"]["rows"] == 2 * ROWS, "the first run's and the changed one's, though none of its sessions ended well"
     assert stages["download"]["rows"] == ROWS - KINDS + KINDS
+
+
+def test_a_first_run_that_is_unfinished_has_no_story_yet(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where, name in ((rows, "run_phase"), (Engine, "stream"), (select, "run_phase")):
+        cut_off(monkeypatch, where, name, made, run__name="new")
+        with pytest.raises(UserError, match=r"new: the run is not finished; repeat `shardmill run`"):
+            explain.stories(str(made.run.parent / "new"), "row=0")
 
 
 def test_a_state_is_left_and_come_back_to_after_a_retry_and_clean(made: Made, caplog: pytest.LogCaptureFixture) -> None:
