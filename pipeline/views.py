@@ -22,6 +22,7 @@ from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
 
 MEMORY_LIMIT = "2GB"
+INTERRUPTED = "Query interrupted"  # all that DuckDB says, by a plain RuntimeError, where Ctrl-C ends a query
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
     """A DuckDB connection that reads this store's files, with a spill folder of its own.
 
     DuckDB's own errors are told as what they are of the store: a damaged file, a storage that refuses, a disk without room.
+    Ctrl-C while a query works is a KeyboardInterrupt, as anywhere else.
     """
     import duckdb
 
@@ -41,6 +43,12 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
         yield con
     except duckdb.OutOfMemoryException as err:
         raise TransientError(f"DuckDB has no room to join in: {_line(err)}; free space below {spill}, then repeat the command") from err
+    except duckdb.InterruptException as err:
+        raise KeyboardInterrupt from err
+    except RuntimeError as err:
+        if str(err) == INTERRUPTED:
+            raise KeyboardInterrupt from err
+        raise
     except duckdb.Error as err:
         if not store.local and store.committed.fault:
             raise store.committed.fault from err

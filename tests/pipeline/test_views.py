@@ -1,0 +1,35 @@
+"""A connection to DuckDB: what an interrupted query is told as."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from pipeline import views
+from pipeline.storage import Store
+
+LONG = "SELECT sum(range % 7) AS x FROM range(300000000)"
+"""A second or two: DuckDB looks for signals only between its tasks, and may see none before the query's end."""
+
+
+@pytest.mark.parametrize("at", [0.02, 0.1, 0.2])
+def test_ctrl_c_while_a_query_works_is_a_ctrl_c(tmp_path: Path, at: float) -> None:
+    threading.Timer(at, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), views.connect(Store(str(tmp_path))) as con:
+        con.execute(LONG).fetchall()
+
+
+def test_an_interrupted_query_is_a_ctrl_c_and_other_errors_are_themselves(tmp_path: Path) -> None:
+    for raised, seen in [
+        (RuntimeError("Query interrupted"), KeyboardInterrupt),
+        (duckdb.InterruptException("INTERRUPT Error: Interrupted!"), KeyboardInterrupt),
+        (RuntimeError("something else"), RuntimeError),
+        (duckdb.BinderException("no such column"), duckdb.BinderException),
+    ]:
+        with pytest.raises(seen), views.connect(Store(str(tmp_path))):
+            raise raised
