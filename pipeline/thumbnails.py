@@ -11,6 +11,8 @@ from textwrap import wrap
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.storage import Store
+from stages.lib.imagedecode import READERS
+from stages.lib.imagetype import sniff
 
 COUNT, COLUMNS, SIDE, GAP, LINES = 24, 6, 168, 8, 3
 INK, PAPER = (40, 40, 40), (255, 255, 255)
@@ -30,7 +32,7 @@ def write(store: Store, shards: list[str]) -> str | None:
 
 
 def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
-    """Picture and caption of each sample, read from the tar's beginning no further than is asked for."""
+    """Small picture and caption of each sample that can be shown, read from the tar's beginning no further than is asked for."""
     with store.open(shard) as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
         members: dict[str, bytes] = {}
         current = ""
@@ -46,18 +48,29 @@ def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
 
 def _sample(members: dict[str, bytes]) -> Iterator[tuple[Image.Image, str]]:
     for suffix in PICTURES:
-        if suffix in members:
-            yield Image.open(io.BytesIO(members[suffix])), members.get("txt", b"").decode()
+        if suffix in members and (small := _small(members[suffix])) is not None:
+            yield small, members.get("txt", b"").decode()
+
+
+def _small(body: bytes) -> Image.Image | None:
+    """None of a picture that cannot be shown. The type's reader itself: Image.open judges sizes by a limit of its own."""
+    reader = READERS.get(sniff(body) or "")
+    if reader is None:
+        return None
+    try:
+        image: Image.Image = reader(io.BytesIO(body))
+        image.thumbnail((SIDE, SIDE))
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError):  # Pillow's of bytes that are not whole, or too many
+        return None
 
 
 def sheet(found: list[tuple[Image.Image, str]]) -> Image.Image:
     """The pictures in a grid, each with the beginning of its caption under it."""
     out = Image.new("RGB", (COLUMNS * WIDE + GAP, -(-len(found) // COLUMNS) * HIGH + GAP), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
-    for place, (image, caption) in enumerate(found):
+    for place, (small, caption) in enumerate(found):
         left, top = GAP + place % COLUMNS * WIDE, GAP + place // COLUMNS * HIGH
-        small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
         out.paste(small, (left, top))
         draw.multiline_text((left, top + SIDE + 2), "\n".join(wrap(caption, 28, max_lines=LINES, placeholder=" …")), INK, font, spacing=2)
     return out

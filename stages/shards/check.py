@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.lib.imagetype import sniff
 from stages.shards import SUFFIXES, TIMES, FileFacts, ShardFacts, statistics
 
 COLUMNS = ("key", "status", "fate", "width", "height", "caption")  # of the Parquet that are compared
@@ -113,7 +114,7 @@ def _samples(stream: _Hashed) -> Iterator[dict[str, Any]]:
 
 
 def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[str]:
-    from PIL import Image
+    from stages.lib.imagedecode import READERS
 
     row = listed.get(sample["__key__"])
     if row is None:
@@ -125,8 +126,12 @@ def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[s
     if image is None:
         yield "has no image"
         return
+    reader = READERS.get(sniff(image) or "")
+    if reader is None:
+        yield "its image cannot be decoded: its first bytes are those of no picture"
+        return
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with reader(io.BytesIO(image)) as opened:  # and not Image.open, which judges sizes by a limit of its own
             opened.load()
             size = opened.size
     except MemoryError:

@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from pipeline import thumbnails
@@ -32,3 +33,12 @@ def test_no_samples_no_sheet(tmp_path: Path) -> None:
         pass
     assert thumbnails.write(Store(str(tmp_path)), ["00000.tar"]) is None
     assert not (tmp_path / "report").exists()
+
+
+def test_a_picture_above_pillows_own_limit_is_shown_and_a_broken_one_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = picture(1, (224, 100))
+    bodies = [b"<html>", sound[: len(sound) // 2], b"\xff\xd8\xff", sound, b""]
+    write_tar(tmp_path / "00000.tar", ((f"{n}", {"jpg": body, "txt": f"{n}".encode()}) for n, body in enumerate(bodies)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert [caption for _, caption in thumbnails.samples(Store(str(tmp_path)), "00000.tar")] == ["3"]
+    assert thumbnails.write(Store(str(tmp_path)), ["00000.tar"]) == "report/samples.jpg"
