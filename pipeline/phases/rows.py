@@ -6,6 +6,7 @@ row count nobody knows before the end (csv.gz) is cut, streaming, by one worker 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -170,13 +171,23 @@ class RowsWork:
             kept = self._part(job["key"], job["index"], job["first"], raw, careful, timings)
             return {"rows": len(raw), "kept": kept, "timings": as_dict(timings)}
         total = kept = 0
-        for index, raw in enumerate(self._read(file, 0, self.config.run.part_rows)):
+        for index, raw in enumerate(self._stream(file, job["key"])):
             if not self.store.exists(f"rows/{job['key']}/{part_name(index)}"):
                 attempts = Attempts(self.store, f"rows/{job['key']}/{part_name(index)}")
                 kept += self._part(job["key"], index, total, raw, attempts.begin() > 1, timings)
                 attempts.end()
             total += len(raw)
         return {"rows": total, "kept": kept, "timings": as_dict(timings)}
+
+    def _stream(self, file: Any, key: str) -> Iterator[pa.Table]:
+        """The file's parts from its beginning on. Reading is work too: a resume may read past committed parts for long."""
+        tables = self._read(file, 0, self.config.run.part_rows)
+        for index in itertools.count():
+            with HEART.at(f"rows/{key}/{part_name(index)}", f"{self.name} (reading)", 0):
+                raw = next(tables, None)
+            if raw is None:
+                return
+            yield raw
 
     def _read(self, file: Any, first: int, rows: int) -> Iterator[pa.Table]:
         from stages.ingest.files import stream
