@@ -1,7 +1,7 @@
 """`engine: img2dataset`: that package's own Resizer (extra [img2dataset]), for the very bytes that it would have stored.
 
 The type by content, the limits before decode and every reason stay ours. What is given up for parity: pictures are not turned by their EXIF
-orientation, colour profiles are not converted, half pictures pass, and hash and flatness are those of the stored picture.
+orientation, colour profiles are not converted, and hash and flatness are those of the stored picture.
 """
 
 from __future__ import annotations

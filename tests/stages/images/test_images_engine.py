@@ -61,3 +61,10 @@ def test_boxes_are_blurred_by_it(images: Run, scene: Image.Image) -> None:
     )
     assert sharp["fate"] == blurred["fate"] == "kept"
     assert sharp["image"] != blurred["image"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF"])
+def test_half_a_picture_is_none(images: Run, scene: Image.Image, kind: str) -> None:
+    body = saved(scene, kind)
+    rows = images(*(body[: int(len(body) * share)] for share in (0.5, 0.75, 0.95)), engine="img2dataset", size=96)
+    assert {row["fate"] for row in rows} <= {"images:undecodable", "images:truncated"}
