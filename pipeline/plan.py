@@ -12,7 +12,7 @@ from pipeline.config import load
 from pipeline.known import WHOLE, Known
 from pipeline.layout import open_run
 from pipeline.phases import fetch, rows
-from pipeline.runs import check_config, find, served
+from pipeline.runs import check_config, check_root, find, list_input, served
 
 KEYED = ("rows", "dedup", "pool", "scores", "image_dedup", "selection")  # ingredients that are keys themselves
 
@@ -33,12 +33,16 @@ class Line:
 
 
 def make(config: str | Path, overrides: list[str] | None = None) -> list[Line]:
-    """The plan of a config as it stands against what is committed. Raises UserError for what a run would refuse; writes nothing."""
+    """The plan of a config as it stands against what is committed. Raises UserError for what a run would refuse.
+
+    Writes nothing, but for `sample://…`: the sample is built under ROOT/.sample if it is not there, since it is the input.
+    """
     source = find(config)
     with served(load(source, overrides)) as (served_config, _):
         this = open_run(served_config, str(source))
         check_config(this)
-        known = Known(this, rows.list_input(this))
+        check_root(this.store)
+        known = Known(this, list_input(this))
         before = this.store.read_json("run.json") if this.store.exists("run.json") else None
         return [_line(known, phase, before) for phase, _ in this.layout.phases()]
 

@@ -144,13 +144,15 @@ def run_config(config: RunConfig, where: str = "config", show: Quiet | None = No
     show = show or Quiet()
     with served(config) as (reachable, facts):
         this = open_run(reachable, where, config)
-        check_ready(this)
+        check_config(this)
+        files = again.files if again and again.files else list_input(this)
+        check_writable(this.store)
         with locked(this.store), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
-            return phases(Session(this, engine, con, show), facts, again)
+            return phases(Session(this, engine, con, show), files, facts, again)
 
 
-def phases(session: Session, facts: dict[str, Any], again: Again | None) -> Result:
-    """All phases in order, what is committed left out, then the report. `facts`: what the report shall say besides.
+def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Again | None) -> Result:
+    """All phases over the input's files in order, what is committed left out, then the report. `facts`: what that shall say besides.
 
     run.json comes first and the manifest last, after the ledger: so at every moment the manifest's shards are described.
     """
@@ -160,11 +162,8 @@ def phases(session: Session, facts: dict[str, Any], again: Again | None) -> Resu
     began = time.monotonic()
     if again and again.note:
         this.store.write_json(*again.note)
-    files = again.files if again and again.files else rows.list_input(this)
     known = Known(this, files)
     write_run_json(known)
-    if not (again and again.files):
-        rows.check_columns(this, files)
     session.phase("rows", lambda: rows.run_phase(this, engine, files))
     if not known.finished:
         _select(session, known, again.reasons if again else None)
@@ -236,16 +235,20 @@ def served(config: RunConfig) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
 
     if "://" in config.run.root or config.ray.address != "local":
         raise UserError(f"input.path: {path} is served on this machine's loopback: it needs a local run.root and ray.address: local")
-    with sample.start(Path(config.run.root) / ".sample") as web:
+    cache = Path(config.run.root) / ".sample"
+    with faults_of_root(Store(config.run.root)):
+        cache.mkdir(parents=True, exist_ok=True)
+    with sample.start(cache) as web:
         stages = {**config.stages, "download": {**(config.stages.get("download") or {}), **web.download_options}}
         given = config.input.model_copy(update={"path": str(web.table)})
         yield config.model_copy(update={"input": given, "stages": stages}), {"demonstration": sample.facts(web.folder)}
 
 
-def check_ready(this: Run) -> None:
-    """Everything that can be refused before work is refused here."""
-    check_config(this)
-    check_writable(this.store)
+def list_input(this: Run) -> list[Any]:
+    """The input's files. Raises UserError where there are none, or where their columns do not say what url and caption are."""
+    files = rows.list_input(this)
+    rows.check_columns(this, files)
+    return files
 
 
 def check_config(this: Run) -> None:
@@ -262,9 +265,22 @@ def check_config(this: Run) -> None:
 
 def check_writable(store: Store) -> None:
     """Raises UserError where the run's folder cannot be written to."""
-    try:
+    with faults_of_root(store):
         store.write("tmp/probe", b"shardmill")
         store.remove("tmp/probe")
+
+
+def check_root(store: Store) -> None:
+    """Raises UserError where the run's folder can neither lie nor be read; writes nothing."""
+    with faults_of_root(store):
+        store.names("")
+
+
+@contextlib.contextmanager
+def faults_of_root(store: Store) -> Iterator[None]:
+    """Turns what a local folder refuses, but for want of space, into a UserError."""
+    try:
+        yield
     except (OSError, TransientError) as err:
         fault = err if isinstance(err, OSError) else err.__cause__
         if store.local and isinstance(fault, OSError) and fault.errno not in FULL:

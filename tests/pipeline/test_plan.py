@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import plan
+from pipeline import plan, runs
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.layout import open_run
 from pipeline.runs import without_secrets
+from pipeline.storage import Store
 
 LOOPBACK = {"allow_networks": ["127.0.0.1/32"]}
 
@@ -79,6 +83,31 @@ def test_a_plan_refuses_what_a_run_refuses_and_names_the_file(tmp_path: Path, ov
     with pytest.raises(UserError, match=said):
         plan.make(tmp_path / "c.yaml", [override])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", ["list.parquet", "sample://laion"])
+@pytest.mark.parametrize("command", [plan.make, runs.run])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, command: Any, path: str) -> None:
+    pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "caption": ["a"]}), tmp_path / "list.parquet")
+    (tmp_path / "file").write_text("")
+    raw = {
+        "input": {"path": path if "://" in path else str(tmp_path / path)},
+        "run": {"name": "x", "root": str(tmp_path / "file")},
+        "stages": {"ingest": {}, "download": LOOPBACK, "images": {}},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    with pytest.raises(UserError, match=r"run\.root: cannot write to .*/file.*Not a directory"):
+        command(tmp_path / "c.yaml")
+
+
+def test_a_root_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    store = Store("/data/runs/x")
+    monkeypatch.setattr(type(store.fs), "ls", refuse)
+    with pytest.raises(UserError, match=r"run\.root: cannot write to /data/runs/x: .*Permission denied"):
+        runs.check_root(store)
 
 
 def test_stages_fall_into_phases_by_their_place() -> None:

@@ -208,6 +208,7 @@ def test_clean_removes_old_keys_alone(made: Made) -> None:
         ({"stages__captions": {"min_chars": -1}}, r"stages\.captions\.min_chars"),
         ({"path": ["nowhere/*.parquet"]}, r"nowhere"),
         ({"shards__order": "random"}, r"shards\.order"),
+        ({"input__columns": {"url": "nope"}}, r"list-0\.parquet: .*nope"),
     ],
 )
 def test_what_must_be_mended_ends_before_work_begins(made: Made, change: dict[str, Any], said: str) -> None:
@@ -216,7 +217,14 @@ def test_what_must_be_mended_ends_before_work_begins(made: Made, change: dict[st
     with pytest.raises(UserError, match=said):
         run(made.config)
     assert made.requests() == requests
-    assert not (made.folder / "runs" / "refused" / "rows").exists()
+    assert not (made.folder / "runs" / "refused").exists()
+    with pytest.raises(UserError, match=said):
+        plan.make(made.config)
+
+    there = (made.run / "run.json").read_bytes()
+    with pytest.raises(UserError, match=said):
+        made.again(**change)
+    assert (made.run / "run.json").read_bytes() == there, "what is refused was not begun"
 
 
 def test_two_runs_of_one_corpus_in_two_folders_are_equal(first_run: Made, tmp_path: Path) -> None:

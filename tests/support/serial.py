@@ -11,7 +11,7 @@ from pipeline import views
 from pipeline.config import load
 from pipeline.layout import open_run
 from pipeline.progress import Quiet
-from pipeline.runs import Result, Session, phases
+from pipeline.runs import Result, Session, list_input, phases
 
 
 class Serial:
@@ -47,4 +47,4 @@ def run(config: Path) -> Result:
     """As `pipeline.run`, without Ray."""
     this = open_run(load(config), str(config))
     with views.connect(this.store) as con:
-        return phases(Session(this, Serial(), con, Quiet()), {}, None)  # type: ignore[arg-type]
+        return phases(Session(this, Serial(), con, Quiet()), list_input(this), {}, None)  # type: ignore[arg-type]
