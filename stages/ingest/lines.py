@@ -54,9 +54,9 @@ def tables(opened: Callable[[], Any], format: str, header: str | Sequence[str], 
 def _cells(given: Iterator[list[str] | Bad], header: str | Sequence[str]) -> Iterator[pa.Table]:
     peeked = list(itertools.islice(given, PEEKED))
     rows = [record for record in peeked if not isinstance(record, Bad)]
-    names, headed = _columns(rows, header)
-    if headed:
-        peeked.remove(rows[0])
+    names, head = _columns(rows, header)
+    if head is not None:
+        peeked.remove(head)
     all_records = itertools.chain(peeked, given)
     width = len(names)
     while chunk := list(itertools.islice(all_records, ROWS)):
@@ -77,17 +77,21 @@ def _said(bad: Bad) -> str:
     return f"{bad.why}: {bad.text.strip()[:TEXT_CHARS]}"
 
 
-def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[str], bool]:
-    """The columns' names, and whether the first row is a header. A header has no cell that is a URL."""
+def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The columns' names, and the row that is the header, if there is one: the first of the usual width.
+
+    Before it may stand lines of another width, a comment for one; they are malformed rows. A URL up to there says that there is no header.
+    """
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
     if header != "auto":
         given = PUBLISHED.get(header, ()) if isinstance(header, str) else header
-        return [*given, *(f"column_{i}" for i in range(len(given), width))][: max(width, 2) if isinstance(header, str) else None], False
+        return [*given, *(f"column_{i}" for i in range(len(given), width))][: max(width, 2) if isinstance(header, str) else None], None
     if not rows:
-        return [], False
-    if len(rows[0]) == width and not any(URL.match(cell) for cell in rows[0]):
-        return unique([cell.strip() or f"column_{i}" for i, cell in enumerate(rows[0])], OWN), True
-    return _guessed([row for row in rows if len(row) == width], width), False
+        return [], None
+    usual = [row for row in rows if len(row) == width]
+    if any(URL.match(cell) for row in rows[: rows.index(usual[0]) + 1] for cell in row):
+        return _guessed(usual, width), None
+    return unique([cell.strip() or f"column_{i}" for i, cell in enumerate(usual[0])], OWN), usual[0]
 
 
 def _guessed(rows: list[list[str]], width: int) -> list[str]:

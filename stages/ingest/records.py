@@ -19,6 +19,7 @@ URL = re.compile(r"\s*(https?|ftp|s3|gs)://\S+\s*$|\s*//[\w-]+(\.[\w-]+)+/\S*\s*
 _URL_BEGINS = re.compile(r"\s*((https?|ftp|s3|gs):)?//\S", re.IGNORECASE)
 MAX_LINES = 1000  # of one record: how far the end of a quoted cell is looked for
 OPEN = "a quote that is never closed"
+LONE_CR = "a line break (CR) outside quotes"
 
 
 class Bad(NamedTuple):
@@ -92,9 +93,11 @@ def quoted(given: Iterator[Line]) -> Iterator[list[str] | Bad]:
             line, why = feed.first_alone(), OPEN
         else:
             line = feed.taken[0]
+        if line.text.isspace():
+            continue
         if why or line.bad:
             yield Bad(line.bad or why or OPEN, line.text)
-        elif cells:  # none: a blank line
+        else:
             widths[len(cells)] += 1
             yield cells
 
@@ -109,7 +112,7 @@ def _loosely(text: str) -> tuple[list[str], str | None]:
     try:
         (cells,) = csv.reader([text.rstrip("\r\n") + "\n"])
     except csv.Error as err:
-        return [], str(err)
+        return [], LONE_CR if str(err).startswith("new-line character") else str(err)
     return cells, OPEN if "\n" in cells[-1] else None  # only an open quote keeps the line's end
 
 

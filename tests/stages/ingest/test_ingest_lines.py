@@ -233,3 +233,34 @@ def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory,
 def test_no_bytes_stop_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str) -> None:
     whole = read(put(tmp_path_factory.mktemp("any") / f"list.{ending}", data), 1000)
     assert len(whole) <= data.count(b"\n") + data.count(b"\r") + 1
+
+
+@pytest.mark.parametrize(("ending", "cut"), [("csv", ","), ("tsv", "\t")])
+def test_lines_of_white_space_are_no_rows_in_any_format(tmp_path: Path, ending: str, cut: str) -> None:
+    text = "".join(
+        f"{line}\n" for line in [f"url{cut}text", "", "  ", f"http://a.test/1{cut}one", " \t", "\u3000", f"http://a.test/2{cut}two"]
+    )
+    assert [(row["text"], row[MALFORMED]) for row in read(put(tmp_path / f"list.{ending}", text))] == [("one", None), ("two", None)]
+    quoted = put(tmp_path / "quoted.csv", 'url,text\nhttp://a.test/1,"one\n  \ntwo"\n')
+    assert [row["text"] for row in read(quoted)] == ["one\n  \ntwo"]
+
+
+@pytest.mark.parametrize(("ending", "cut"), [("csv", ","), ("tsv", "\t")])
+def test_a_header_stands_in_the_first_row_of_the_usual_width(tmp_path: Path, ending: str, cut: str) -> None:
+    lines = ["# made by x", "# of 2026", "url,text,id", *(f"http://a.test/{i},caption {i},{i}" for i in range(3))]
+    path = put(tmp_path / f"list.{ending}", "".join(f"{line}\n" for line in lines).replace(",", cut))
+    assert columns(path) == ["url", "text", "id"]
+    rows = read(path)
+    assert [row["url"] for row in rows] == [None, None, *(f"http://a.test/{i}" for i in range(3))]
+    assert [row[MALFORMED] for row in rows[:3]] == ["1 cells, expected 3: # made by x", "1 cells, expected 3: # of 2026", None]
+
+
+def test_a_row_behind_one_with_a_url_is_no_header(tmp_path: Path) -> None:
+    rows = read(put(tmp_path / "list.csv", "http://a.test/1,one,x\nno url,two\nhttp://a.test/3,three\n"))
+    assert [row["url"] for row in rows] == [None, "no url", "http://a.test/3"]
+
+
+def test_a_lone_cr_outside_quotes_is_told_in_our_words(tmp_path: Path) -> None:
+    rows = read(put(tmp_path / "list.csv", 'url,text\nhttp://a.test/1,a\rb\nhttp://a.test/2,"a\rb"\n'))
+    assert rows[0][MALFORMED] == "a line break (CR) outside quotes: http://a.test/1,a\rb"
+    assert (rows[1]["text"], rows[1][MALFORMED]) == ("a\rb", None)
