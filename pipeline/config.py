@@ -97,6 +97,11 @@ class RunConfig(Strict):
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a YAML config and applies `key.sub=value` overrides (values are YAML). Raises UserError with file and key."""
+    return validate(RunConfig, read_raw(path, overrides), str(Path(path)))
+
+
+def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A YAML config as it stands, `key.sub=value` overrides applied, not yet validated. Raises UserError with file and key."""
     source = Path(path)
     if not source.is_file():
         raise UserError(f"{source}: no such config; see the presets in configs/")
@@ -105,7 +110,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         raise UserError(f"{source}: expected a mapping with input, run and stages")
     for override in overrides or []:
         _override(raw, override)
-    return validate(RunConfig, raw, str(source))
+    return raw
 
 
 class _Loader(yaml.SafeLoader):

@@ -114,11 +114,30 @@ def _bytes(con: Any) -> dict[str, int]:
 
 
 def show(run: str) -> None:
-    """Prints the summary of a finished run. Raises UserError where there is none."""
+    """Prints the summary of a finished run, and whether it is of former shards or something was begun since.
+
+    Raises UserError where there is none.
+    """
     store = Store(run)
     if not store.exists("report/report.json"):
         raise UserError(f"{run}: no report here; run the config first")
-    print_summary(store.read_json("report/report.json"), store.address("report/report.json"))
+    report = store.read_json("report/report.json")
+    print_summary(report, store.address("report/report.json"))
+    for line in _since(store, report) if store.exists("run.json") else []:
+        print(line)
+
+
+def _since(store: Store, report: dict[str, Any]) -> list[str]:
+    """What is not as the report says, a line each."""
+    from pipeline.runs import states
+
+    begun, published = states(store)
+    lines = []
+    if published and published["keys"]["shards"] != report["shards_at"].rpartition("/")[2]:
+        lines.append("former: this report is of former shards; `shardmill run` repeated makes that of the published ones")
+    if published is not begun:
+        lines.append(f"unfinished: {begun['where']} was begun after these shards; repeat `shardmill run`")
+    return lines
 
 
 def print_summary(report: dict[str, Any], path: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Ray, RunConfig, _override, _parse, load, validate
+from pipeline.config import Ray, RunConfig, read_raw, validate
 from pipeline.errors import UserError
 from pipeline.stage import Strict
 from pipeline.storage import Store
@@ -83,11 +83,9 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
 def resolve(config: str | Path, overrides: list[str]) -> tuple[Train, Ray]:
     """The section `train` with its data and `out` filled in. Raises UserError with file and key."""
     source = find(config)
-    raw = _parse(source.read_text(encoding="utf-8"), str(source)) if source.is_file() else {}
-    if not isinstance(raw, dict) or "input" in raw or not raw:
-        return _of_run(load(source, overrides), str(source))
-    for override in overrides:
-        _override(raw, override)
+    raw = read_raw(source, overrides)
+    if "input" in raw or not raw:
+        return _of_run(validate(RunConfig, raw, str(source)), str(source))
     whole = validate(TrainConfig, raw, str(source))
     for name in ("data", "out"):
         if not getattr(whole.train, name):

@@ -124,3 +124,11 @@ def test_on_and_no_are_words_and_true_is_a_boolean(tmp_path: Path) -> None:
     loaded = load(tmp_path, f"input: {{path: x}}\nrun: {{name: words}}\nstages: {stages}\npool: {{keep: false}}\n", "stages.a.yes=True")
     assert loaded.stages == {"dedup": {"on": "caption"}, "captions": {"languages": ["no"]}, "a": {"yes": True}}
     assert loaded.pool.keep is False
+
+
+def test_a_raw_config_is_a_mapping_with_its_overrides(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: {epochs: 5}")
+    assert config.read_raw(tmp_path / "c.yaml", ["train.epochs=7", "more.on=no"]) == {"train": {"epochs": 7}, "more": {"on": "no"}}
+    (tmp_path / "c.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="expected a mapping"):
+        config.read_raw(tmp_path / "c.yaml")

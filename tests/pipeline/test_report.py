@@ -49,6 +49,7 @@ def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> Non
         "dropped": {},
         "shards": shards,
         "scored": "yes",
+        "scorer": "ViT-B-32",
         "session": [],
         "seconds": 1,
         "ray_start_s": 0,

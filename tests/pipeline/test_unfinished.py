@@ -46,8 +46,15 @@ def cut_off(patch: pytest.MonkeyPatch, where: Any, name: str, made: Made, **chan
 
 
 def test_what_is_published_stays_true_while_a_change_is_unfinished(
-    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def reported() -> tuple[bool, bool]:
+        """Whether the report says that it is of former shards, and that something is unfinished."""
+        capsys.readouterr()
+        report.show(folder)
+        said = capsys.readouterr().out
+        return "of former shards" in said, "was begun after these shards" in said
+
     before, old, folder = outputs(made.run), published(made.run), str(made.run)
     story = explain.stories(folder, "row=1")
     assert "unfinished" not in caplog.text
@@ -67,6 +74,7 @@ def test_what_is_published_stays_true_while_a_change_is_unfinished(
         assert verify.run(folder)[1] == []
         assert "unfinished" in caplog.text
         assert explain.stories(folder, "row=1") == story
+        assert reported() == (False, True)
     lines = {line.phase: line for line in plan.make(made.config)}
     assert (lines["image_dedup"].todo, lines["selection"].todo, lines["shards"].why) == (0, 0, "never run")
 
@@ -77,6 +85,7 @@ def test_what_is_published_stays_true_while_a_change_is_unfinished(
     # Killed right after the manifest: what it names is whole, its ledger too.
     cut_off(monkeypatch, report, "write", made, **longer)
     assert published(made.run) != old
+    assert reported() == (True, False)
     caplog.clear()
     assert verify.run(folder)[1] == []
     assert explain.stories(folder, "row=9")[0]["fate"] != "captions:too_short"
@@ -84,6 +93,7 @@ def test_what_is_published_stays_true_while_a_change_is_unfinished(
 
     result = made.again(**longer)
     assert sum(phase["jobs"] for phase in result.report["session"]) == 0
+    assert reported() == (False, False)
     stages = result.report["stages"]
     assert stages["captions"]["rows"] == 2 * ROWS, "the first run's and the changed one's, though none of its sessions ended well"
     assert stages["download"]["rows"] == ROWS - KINDS + KINDS
