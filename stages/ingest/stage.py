@@ -34,7 +34,7 @@ class Ingest(Stage):
     """
 
     name = "ingest"
-    version = 2
+    version = 3
     reads = {}
     adds = {
         "uid": Column(pa.string(), "32 lower-case hex digits: the input's own, else xxh3_128 of url, NUL, source_caption"),
