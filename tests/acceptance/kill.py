@@ -74,10 +74,10 @@ def _disturbed(config: Path, dice: random.Random, most: int) -> int:
             time.sleep(dice.uniform(0, 0.3))
             if going.poll() is not None:
                 break
-            workers = [p for p in psutil.Process(going.pid).children(recursive=True) if p.name().startswith("ray::")]
+            workers = _workers(going.pid)
             if workers and dice.random() < 0.6:
-                victim = dice.choice(workers)
-                print(f"  {_committed(config)} files committed: SIGKILL for the process {victim.name()}", flush=True)
+                victim, doing = dice.choice(workers)
+                print(f"  {_committed(config)} files committed: SIGKILL for the worker {doing}", flush=True)
                 victim.kill()
                 kills += 1
             else:
@@ -87,6 +87,19 @@ def _disturbed(config: Path, dice: random.Random, most: int) -> int:
                 break
         going.wait(280)
     return kills
+
+
+def _workers(driver: int) -> list[tuple[psutil.Process, str]]:
+    """Processes that work on parts now, with what Ray calls their work; Ray's own helpers are none."""
+    out = []
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            doing = " ".join(process.cmdline()).strip()
+        except psutil.Error:
+            continue
+        if doing.startswith("ray::Map"):
+            out.append((process, doing))
+    return out
 
 
 def _committed(config: Path) -> int:
