@@ -1,4 +1,4 @@
-"""What each extra costs: `python benchmarks/setup_costs.py [EXTRA ...]` a fresh environment for each, its seconds and megabytes.
+"""What each extra costs: `python scripts/setup_costs.py [EXTRA ...]` a fresh environment for each, its seconds and megabytes.
 
 Each environment is made as `make setup` makes it (scripts/venv.sh, pip's cache off), in a folder of its own that is removed again.
 The table of docs/install.md is this script's output.
