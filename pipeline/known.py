@@ -35,8 +35,10 @@ class Known:
     @cached_property
     def made_of(self) -> dict[str, Any]:
         """What each phase's key is made of, as JSON; a later phase names the keys that it reads."""
-        if self.recorded is not None:
-            return self.recorded
+        return self.after(self.retries) if self.recorded is None else self.recorded
+
+    def after(self, retries: list[dict[str, Any]]) -> dict[str, Any]:
+        """The same by the stages as they are now, after these retries."""
         layout = self.run.layout
         made: dict[str, Any] = {"rows": {file.url: rows.made_of(self.run, file) for file in self.files}}
         if layout.dedup:
@@ -44,7 +46,7 @@ class Known:
         made["pool"] = fetch.pool_made_of(self.run)
         if layout.scores:
             made["scores"] = fetch.scores_made_of(self.run)
-        made |= self._chosen_of(made, self.retries)
+        made |= self._chosen_of(made, retries)
         made["shards"] = ingredients([layout.shards], selection=digest(made["selection"]))
         return made
 

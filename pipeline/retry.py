@@ -8,7 +8,7 @@ from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
 from pipeline.phases import rows
-from pipeline.phases.fetch import RETRIES, bare_files, pool_made_of
+from pipeline.phases.fetch import RETRIES, bare_files
 from pipeline.phases.ledger import view_ledger
 from pipeline.runs import Again, Result, reopen, told
 
@@ -50,8 +50,9 @@ def run(folder: str, reasons: list[str], rebuild: bool = False) -> Result:
 
 
 def _changed(known: Known) -> bool:
-    """Whether the stages that made the rows and the pool would be given other keys now."""
-    if digest(pool_made_of(known.run)) != known.keys["pool"]:
+    """Whether any stage's key would be another one now: then nothing could be appended to the published shards."""
+    today = known.after(known.made_of["selection"]["retries"])
+    if any(digest(today[name]) != key for name, key in known.keys.items()):
         return True
     return any(digest(rows.made_of(known.run, file)) != rows.key_of(known.run, file) for file in known.files)
 

@@ -285,6 +285,8 @@ def faults_of_root(store: Store) -> Iterator[None]:
         fault = err if isinstance(err, OSError) else err.__cause__
         if store.local and isinstance(fault, OSError) and fault.errno not in FULL:
             raise UserError(f"run.root: cannot write to {store.url}: {fault}") from err
+        if isinstance(err, OSError):
+            raise TransientError(f"run.root: {store.url}: {fault}; free space, then repeat the command") from err
         raise
 
 

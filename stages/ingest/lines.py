@@ -20,6 +20,7 @@ import pyarrow as pa
 import zstandard
 
 from stages.ingest import records, unpack
+from stages.ingest.columns import SPELLINGS
 from stages.ingest.rebatch import MALFORMED, OWN, array_of, sound, unique
 from stages.ingest.records import URL, Bad
 from stages.ingest.unpack import TEXT_CHARS, Line
@@ -80,7 +81,8 @@ def _said(bad: Bad) -> str:
 def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[str], list[str] | None]:
     """The columns' names, and the row that is the header, if there is one: the first of the usual width.
 
-    Before it may stand lines of another width, a comment for one; they are malformed rows. A URL up to there says that there is no header.
+    Before it may stand lines of another width, a comment for one; they are malformed rows. Then it must name a column that is known. A
+    URL up to there says that there is no header.
     """
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
     if header != "auto":
@@ -89,9 +91,15 @@ def _columns(rows: list[list[str]], header: str | Sequence[str]) -> tuple[list[s
     if not rows:
         return [], None
     usual = [row for row in rows if len(row) == width]
-    if any(URL.match(cell) for row in rows[: rows.index(usual[0]) + 1] for cell in row):
+    first = rows.index(usual[0])
+    if any(URL.match(cell) for row in rows[: first + 1] for cell in row) or (first and not _names_one(usual[0])):
         return _guessed(usual, width), None
     return unique([cell.strip() or f"column_{i}" for i, cell in enumerate(usual[0])], OWN), usual[0]
+
+
+def _names_one(row: list[str]) -> bool:
+    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
+    return any(cell.strip().lower() in known for cell in row)
 
 
 def _guessed(rows: list[list[str]], width: int) -> list[str]:

@@ -31,7 +31,7 @@ class Bad(NamedTuple):
 
 def filled(given: Iterator[Line]) -> Iterator[Line]:
     """Without blank lines, which are no rows."""
-    return (line for line in given if not line.text.isspace())
+    return (line for line in given if line.bad or not line.text.isspace())
 
 
 def tsv(given: Iterator[Line]) -> Iterator[list[str] | Bad]:
@@ -93,7 +93,7 @@ def quoted(given: Iterator[Line]) -> Iterator[list[str] | Bad]:
             line, why = feed.first_alone(), OPEN
         else:
             line = feed.taken[0]
-        if line.text.isspace():
+        if line.text.isspace() and not line.bad:
             continue
         if why or line.bad:
             yield Bad(line.bad or why or OPEN, line.text)

@@ -10,7 +10,10 @@ import pytest
 from pipeline import explain, retry, verify
 from pipeline.errors import UserError
 from stages.captions import Captions
+from stages.dedup.captions import Dedup
 from stages.download.stage import Download
+from stages.selection import Selection
+from stages.shards import Shards
 from tests.pipeline.conftest import Made
 from tests.support import serial
 from tests.support.corpus import caption, fates, picture, write_config, write_list
@@ -73,7 +76,7 @@ def test_a_comment_in_a_users_own_stage_leaves_a_published_run_readable(tmp_path
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", [Captions, Download])
+@pytest.mark.parametrize("stage", [Captions, Dedup, Download, Selection, Shards])
 def test_another_version_of_a_stage_leaves_a_published_run_readable(made: Made, monkeypatch: pytest.MonkeyPatch, stage: type) -> None:
     folder = str(made.run)
     with made.healed(503):

@@ -264,3 +264,12 @@ def test_a_lone_cr_outside_quotes_is_told_in_our_words(tmp_path: Path) -> None:
     rows = read(put(tmp_path / "list.csv", 'url,text\nhttp://a.test/1,a\rb\nhttp://a.test/2,"a\rb"\n'))
     assert rows[0][MALFORMED] == "a line break (CR) outside quotes: http://a.test/1,a\rb"
     assert (rows[1]["text"], rows[1][MALFORMED]) == ("a\rb", None)
+
+
+def test_a_row_without_a_url_behind_a_line_of_another_width_is_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("bad row\n,a caption without a url\nhttp://a.test/1.jpg,one\nhttp://a.test/2.jpg,two\n")
+    (file,) = list_files(str(path))
+    rows = [row for table in stream(file, 0, 100) for row in table.to_pylist()]
+    assert len(rows) == 4
+    assert [row["url"] for row in rows if row.get("url")] == ["http://a.test/1.jpg", "http://a.test/2.jpg"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stages.ingest import records
 from stages.ingest.files import list_files, stream
 from stages.ingest.rebatch import MALFORMED
+from stages.ingest.unpack import Line
 
 OPEN = f"{records.OPEN}: "
 
@@ -121,3 +122,10 @@ def test_no_quotes_stop_the_reader_or_lose_a_line(tmp_path_factory: pytest.TempP
     rows = read(tmp_path_factory.mktemp("csv") / "list.csv", "".join(f"{line}\n" for line in ["http://a.test/,x", *lines]))
     held = sum(1 + sum(str(cell).count("\n") for cell in row.values()) for row in rows)
     assert held >= 1 + len(lines)
+
+
+@pytest.mark.parametrize("read", [records.quoted, records.tsv, records.filled])
+def test_an_over_long_line_of_white_space_is_no_blank_line(read: Any) -> None:
+    """Its beginning is all that is left of it: it is told, and the rows behind it keep their numbers."""
+    lines = [Line("http://a.test/1.jpg,a\n", None), Line(" " * 300, "longer than 8 MiB"), Line("http://a.test/2.jpg,b\n", None)]
+    assert len(list(read(iter(lines)))) == 3
