@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import platform
 import re
 import time
@@ -273,6 +275,8 @@ def check_writable(store: Store) -> None:
 def check_root(store: Store) -> None:
     """Raises UserError where the run's folder can neither lie nor be read; writes nothing."""
     with faults_of_root(store):
+        if store.local and Path(store.full("")).is_file():  # which fsspec would list as a folder of itself
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), store.full(""))
         store.names("")
 
 

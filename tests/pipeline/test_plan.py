@@ -100,6 +100,12 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, command: Any, path:
         command(tmp_path / "c.yaml")
 
 
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match=r"run\.root: cannot write to .*/x: .*Not a directory"):
+        runs.check_root(Store(str(tmp_path / "x")))
+
+
 def test_a_root_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

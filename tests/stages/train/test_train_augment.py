@@ -174,6 +174,7 @@ def test_no_bytes_raise_anything_else(junk: bytes, kind: str, at: int) -> None:
     body = encoded(photo(24, 24), kind)
     at = min(at, len(body))
     try:
-        made(body[:at] + junk + body[at + len(junk) :], (16, 16))
+        out = made(body[:at] + junk + body[at + len(junk) :], (16, 16))
     except BadSampleError:
         return
+    assert out.dtype == np.uint8
