@@ -88,7 +88,7 @@ class Images(Stage):
     """Checks, decodes, turns upright, resizes and encodes each picture once, and measures its perceptual hash."""
 
     name = "images"
-    version = 2
+    version = 3
     reads = {"body": Column(pa.large_binary(), "the bytes as they were downloaded", stored=False)}
     adds = {
         "image": Column(pa.large_binary(), "the picture as it goes into the shards"),

@@ -131,10 +131,10 @@ def test_damaged_exif_costs_no_picture(scene: Image.Image, images: Run) -> None:
 
 
 def test_hash_is_imagehashs(photographs: list[bytes], images: Run) -> None:
-    """Equal where all pixels were decoded; within 4 bits where the picture was reduced first."""
+    """Within 2 bits where all pixels were decoded, within 4 where the picture was reduced first."""
     for body, full, reduced in zip(photographs, images(*photographs, mode="no"), images(*photographs), strict=True):
         wanted = imagehash.phash(_on_white(opened(body)))
-        assert full["phash"] == str(wanted)
+        assert imagehash.hex_to_hash(full["phash"]) - wanted <= 2
         assert imagehash.hex_to_hash(reduced["phash"]) - wanted <= 4
 
 
