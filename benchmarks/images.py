@@ -1,0 +1,184 @@
+"""Link list to shards, end to end, beside img2dataset and Daft: `python benchmarks/images.py DATA [--rows 4000] [--rounds 3]`.
+
+1,000 JPEGs of 85 to 105 KB, 300 x 400 to 1600 x 1200, made of DATA's web photographs, are served by nginx on loopback under as many
+URLs as there are rows, and become 224-pixel centre crops, JPEG of quality 95, in WebDataset tars (Daft: squashed, in Parquet). In each
+round every program does the same rows; CPU seconds are those of its whole process tree, the server's left out. What a program needs to
+start is measured by a run of a few rows and taken off; it is printed beside. Then, for pictures of these very runs: PSNR against a full
+decode with an antialiased resize.
+Peers live in venvs of their own (`make bench-setup`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import statistics
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image, ImageOps
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.measure import Cost, cost, nginx  # noqa: E402
+
+PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
+FILES, FEW, JUDGED = 1000, 64, 300
+SMALLEST, LARGEST, BYTES = (300, 400), (1600, 1200), (85_000, 105_000)
+TARGET, WITHIN_DB = 4.0, 0.5
+
+
+def pictures(data: Path, folder: Path) -> None:
+    """Writes FILES JPEGs as the docstring above says; the same for the same DATA."""
+    if len(list(folder.glob("*.jpg"))) == FILES:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted((data / "web_photos" / "images").glob("*.jpg"))
+    draw = random.Random(1)
+    for at in range(FILES):
+        image = ImageOps.exif_transpose(Image.open(sources[at % len(sources)]).convert("RGB"))
+        share = draw.random()
+        size = tuple(round(low + share * (high - low)) for low, high in zip(SMALLEST, LARGEST, strict=True))
+        (folder / f"{at}.jpg").write_bytes(_of_bytes(ImageOps.fit(image, size, Image.Resampling.LANCZOS)))
+
+
+def _of_bytes(image: Image.Image) -> bytes:
+    """A JPEG of that picture whose quality brings it nearest to BYTES."""
+    low, high = 20, 98
+    body = b""
+    while low <= high:
+        quality, out = (low + high) // 2, io.BytesIO()
+        image.save(out, "JPEG", quality=quality)
+        body = out.getvalue()
+        if BYTES[0] <= len(body) <= BYTES[1]:
+            break
+        low, high = (quality + 1, high) if len(body) < BYTES[0] else (low, quality - 1)
+    return body
+
+
+def write_list(path: Path, port: int, rows: int) -> Path:
+    urls = [f"http://127.0.0.1:{port}/{at % FILES}.jpg?{at}" for at in range(rows)]
+    pq.write_table(pa.table({"url": urls, "caption": [f"photograph number {at} of a series" for at in range(rows)]}), path)
+    return path
+
+
+def shardmill(listed: Path, out: Path) -> Cost:
+    raw = {
+        "input": {"path": str(listed)},
+        "run": {"name": "bench", "root": str(out), "part_rows": 2000},
+        "stages": {
+            "ingest": {},
+            "captions": {},
+            "download": {"allow_networks": ["127.0.0.1/32"], "per_host": {"concurrency": 64, "per_second": None}},
+            "images": {"size": 224, "mode": "center_crop", "format": "jpg", "quality": 95},
+        },
+        "shards": {"samples": 1000},
+    }
+    config = out.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return cost([sys.executable, "-m", "pipeline.cli", "run", str(config)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def img2dataset(listed: Path, out: Path) -> Cost:
+    options = {
+        "url_list": listed, "output_folder": out, "input_format": "parquet", "url_col": "url", "caption_col": "caption",
+        "output_format": "webdataset", "image_size": 224, "resize_mode": "center_crop", "encode_quality": 95,
+        "processes_count": 2, "thread_count": 64, "number_sample_per_shard": 1000,
+    }  # fmt: skip
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return cost([str(PEERS / "img2dataset" / "bin" / "img2dataset"), *words], env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"})
+
+
+DAFT = """
+import sys, daft
+from daft import col
+frame = daft.read_parquet(sys.argv[1])
+image = col("url").download(max_connections=64).decode_image(mode="RGB").resize(224, 224).encode_image("JPEG")
+frame.with_column("image", image).write_parquet(sys.argv[2])
+"""
+
+
+def daft(listed: Path, out: Path) -> Cost:
+    return cost([str(PEERS / "daft" / "bin" / "python"), "-c", DAFT, str(listed), str(out)])
+
+
+RUNNERS: dict[str, Callable[[Path, Path], Cost]] = {"shardmill": shardmill, "img2dataset": img2dataset, "daft": daft}
+
+
+def stored(out: Path) -> Iterator[tuple[int, Image.Image]]:
+    """(number of the file, picture) of the samples in the tars below a folder."""
+    for path in sorted(out.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            files = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+        for name in sorted(name for name in files if name.endswith(".jpg")):
+            url = json.loads(files[name[:-3] + "json"])["url"]
+            yield int(url.rpartition("/")[2].partition(".")[0]), Image.open(io.BytesIO(files[name]))
+
+
+def psnr(folder: Path, out: Path) -> tuple[float, int]:
+    """Mean PSNR in dB of JUDGED pictures against full decode, Pillow's antialiased bicubic and the same crop; how many differ in size."""
+    found, odd, seen = [], 0, set[int]()
+    for at, image in stored(out):
+        if at in seen or len(seen) >= JUDGED:
+            continue
+        seen.add(at)
+        wanted = ImageOps.fit(Image.open(folder / f"{at}.jpg").convert("RGB"), (224, 224), Image.Resampling.BICUBIC)
+        if image.size != wanted.size:
+            odd += 1
+            continue
+        error = np.mean((np.asarray(image.convert("RGB"), np.float64) - np.asarray(wanted, np.float64)) ** 2)
+        found.append(10 * np.log10(255**2 / error))
+    return float(np.mean(found)), odd
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("SHARDMILL_TEST_DATA"))
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--only", action="append", choices=RUNNERS)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = (given.work or Path(name)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        pictures(Path(given.data), work / "pictures")
+        with nginx(work / "pictures", work) as port:
+            return compared(Path(name), work / "pictures", port, given.rows, given.rounds, given.only or list(RUNNERS))
+
+
+def compared(work: Path, folder: Path, port: int, rows: int, rounds: int, names: list[str]) -> int:
+    few, many = write_list(work / "few.parquet", port, FEW), write_list(work / "many.parquet", port, rows)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for at in range(rounds):
+        for name in names:
+            start = RUNNERS[name](few, work / f"{name}-few-{at}")
+            whole = RUNNERS[name](many, work / f"{name}-{at}")
+            cpu = whole.cpu_s - start.cpu_s
+            rates[name].append((rows - FEW) / cpu)
+            print(
+                f"round {at} {name:12} {rates[name][-1]:6.1f} images/CPU-s ({1000 * cpu / (rows - FEW):.2f} CPU-ms each); start "
+                f"{start.cpu_s:.1f} CPU-s {start.wall_s:.1f} s; whole {whole.cpu_s:.1f} CPU-s {whole.wall_s:.1f} s, {whole.peak_mb:.0f} MB",
+                flush=True,
+            )
+    for name in names:
+        if name != "daft":
+            mean, odd = psnr(folder, work / f"{name}-0")
+            print(f"{name}: mean PSNR {mean:.2f} dB, {odd} of other sizes")
+    for name in names[1:]:
+        print(f"shardmill / {name}: {statistics.median(rates['shardmill']) / statistics.median(rates[name]):.2f} (target {TARGET})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

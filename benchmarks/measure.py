@@ -1,0 +1,111 @@
+"""What a command costs: CPU seconds of its whole process tree, wall seconds, peak memory; and nginx to serve what it fetches."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SUBREAPER = 36  # prctl(2): orphans of the tree become children of the watcher, so that they are still found
+EVERY_S, PSS_EVERY = 0.1, 10  # how often the tree is looked at; memory at each tenth look, since it costs more
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`cpu_s`: user and system, of every process of the tree, each as it was seen last. `peak_mb`: largest sum of their PSS.
+
+    Sampled, since Ray's raylet does not wait for its workers, whose time is then in nobody's rusage. A process's last EVERY_S are lost; so
+    is one that lives shorter.
+    """
+
+    cpu_s: float
+    wall_s: float
+    peak_mb: float
+    output: str
+
+
+def cost(command: Sequence[str], cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 3600) -> Cost:
+    """Runs a command to its end. Raises SystemExit with what it printed if it fails."""
+    with tempfile.TemporaryFile("w+") as log:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), *command], stdout=log, stderr=subprocess.STDOUT, cwd=cwd, env=env
+        )
+        cpu, peak = dict[tuple[int, float], float](), 0.0
+        tree = psutil.Process(process.pid)
+        for look in itertools.count():
+            if process.poll() is not None or time.monotonic() - began > timeout:
+                break
+            with contextlib.suppress(psutil.NoSuchProcess):
+                peak = max(peak, _look(tree.children(recursive=True), cpu, memory=look % PSS_EVERY == 0))
+            time.sleep(EVERY_S)
+        wall = time.monotonic() - began
+        process.kill()
+        code = process.wait()
+        log.seek(0)
+        output = log.read()
+        if code:
+            raise SystemExit(f"{' '.join(command)} ended with {code}:\n{output[-4000:]}")
+        return Cost(sum(cpu.values()), wall, peak / 1e6, output)
+
+
+def _look(processes: list[psutil.Process], cpu: dict[tuple[int, float], float], memory: bool) -> float:
+    """Notes each process's CPU seconds by (pid, start); returns their PSS in bytes, where asked."""
+    total = 0.0
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            times = one.cpu_times()
+            cpu[one.pid, one.create_time()] = times.user + times.system
+            total += one.memory_full_info().pss if memory else 0
+    return total
+
+
+def _watch(command: list[str]) -> int:
+    """In a process of its own: runs the command as the parent of all its orphans."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    return subprocess.call(command)
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, work: Path) -> Iterator[int]:
+    """nginx over a folder on loopback, one worker; yields its port. Its queries are ignored: `/1.jpg?7` is `/1.jpg`."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        raise SystemExit("this benchmark serves its input by nginx, which is not installed (Debian: apt-get install nginx-light)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    work = work.resolve()
+    config = work / "nginx.conf"
+    config.write_text(
+        f"daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.log;"
+        f"events {{ worker_connections 4096; }}"
+        f"http {{ access_log off; sendfile on; tcp_nodelay on; open_file_cache max=20000; types {{ image/jpeg jpg; }}"
+        f"client_body_temp_path {work}; proxy_temp_path {work}; fastcgi_temp_path {work}; uwsgi_temp_path {work}; scgi_temp_path {work};"
+        f"server {{ listen 127.0.0.1:{port} backlog=4096; root {folder.resolve()}; keepalive_requests 100000; }} }}"
+    )
+    process = subprocess.Popen([program, "-c", str(config), "-e", f"{work}/nginx.log"])
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(_watch(sys.argv[1:]))
