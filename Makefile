@@ -52,8 +52,8 @@ report: ## the report of a finished run (RUN=runs/NAME)
 	$(venv) $(EXTRAS)
 	@$(bin)/shardmill report $(RUN)
 
-test: ## the tests (TESTS=path for some of them; those of training and scoring want EXTRAS="train scorer")
-	$(venv) dev sample s3 $(EXTRAS)
+test: ## the tests (TESTS=path for some of them; those of training want EXTRAS="train eval")
+	$(venv) dev sample scorer s3 $(EXTRAS)
 	@$(bin)/python -m pytest $(TESTS)
 
 test-all: ## all tests, the slow ones and those of every extra too

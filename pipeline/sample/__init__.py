@@ -35,7 +35,7 @@ class Sample:
 
     @property
     def truth(self) -> Path:
-        """row, url, truth (class), picture, photo, group, caption (clean), expected, expected_scored."""
+        """row, url, truth (class), picture, photo, group, caption (clean), expected."""
         return self.folder / "truth.parquet"
 
     @property

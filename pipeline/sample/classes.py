@@ -1,7 +1,8 @@
 """The truth classes: what kinds of rows the sample holds, and where each kind has to end.
 
 A fate that leaves a choice is written `a|b`. Rows that stand in one `group` (one picture, or one caption) share one place:
-exactly one of them is kept. `scored` is where a class ends once a judge of similarity is part of the run.
+exactly one of them is kept, the one with the best score. A judge of similarity errs: which share of sound pairs it may refuse, and of
+mismatched ones let pass, is bounded by tests/acceptance/truth.py.
 """
 
 from __future__ import annotations
@@ -14,15 +15,10 @@ TWIN = "selection:near_duplicate_caption|selection:near_duplicate_image"
 
 @dataclass(frozen=True)
 class TruthClass:
-    """`meaning`: one line for the docs. `fate`: where rows of this class end; `scored`: the same with scores."""
+    """`meaning`: one line for the docs. `fate`: where rows of this class end."""
 
     meaning: str
     fate: str
-    scored: str = ""
-
-    @property
-    def fate_scored(self) -> str:
-        return self.scored or self.fate
 
 
 CLASSES: dict[str, TruthClass] = {
@@ -58,7 +54,7 @@ CLASSES: dict[str, TruthClass] = {
     "placeholder": TruthClass("the card 'image not available' under 24 URLs", "selection:placeholder"),
     "blank": TruthClass("a picture of one colour", "selection:blank"),
     # Captions
-    "mismatch": TruthClass("a sound picture with a true caption of another one", KEPT, "selection:similarity"),
+    "mismatch": TruthClass("a sound picture with a true caption of another one", "selection:similarity"),
     "caption_short": TruthClass("caption of less than five characters", "captions:too_short"),
     "caption_empty": TruthClass("no caption", "captions:empty"),
     "caption_boilerplate": TruthClass("a file name, 'image 1 of 12', 'click to enlarge'", "captions:boilerplate"),
@@ -114,6 +110,5 @@ def table() -> str:
     lines = ["| class | what it is | where it has to end |", "| --- | --- | --- |"]
     for name, kind in CLASSES.items():
         ends = " or ".join(f"`{fate}`" for fate in kind.fate.split("|"))
-        judged = f"; with scores `{kind.scored}`" if kind.scored else ""
-        lines.append(f"| `{name}` | {kind.meaning} | {ends}{judged} |")
+        lines.append(f"| `{name}` | {kind.meaning} | {ends} |")
     return "\n".join(lines)

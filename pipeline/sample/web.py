@@ -30,7 +30,7 @@ LIST = pa.schema(
 TRUTH = pa.schema(
     [
         ("row", pa.int64()), ("url", pa.string()), ("truth", pa.string()), ("picture", pa.int32()), ("photo", pa.string()),
-        ("group", pa.string()), ("caption", pa.string()), ("expected", pa.string()), ("expected_scored", pa.string()),
+        ("group", pa.string()), ("caption", pa.string()), ("expected", pa.string()),
     ]
 )  # fmt: skip
 PACKAGES = ("pillow", "pyarrow", "numpy", "scikit-image", "scikit-learn", "matplotlib")
@@ -118,7 +118,6 @@ def _truth(pairs: list[Pair]) -> pa.Table:
         [pair.group for pair in pairs],
         [pair.caption for pair in pairs],
         [CLASSES[pair.truth].fate for pair in pairs],
-        [CLASSES[pair.truth].fate_scored for pair in pairs],
     ]
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, TRUTH.types, strict=True)], schema=TRUTH)
 
