@@ -147,17 +147,17 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
 
 
-def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
     """(key, {suffix: bytes}) of each kept row; `table` is their listing, `images` their encoded images, in the same order."""
     for start in range(0, len(table), BATCH):
         batch, bodies = table.slice(start, BATCH), images.slice(start, BATCH)
         texts = pc.fill_null(batch["caption"], "").to_pylist()
         columns = (batch["key"].to_pylist(), as_json(batch), texts, *(bodies[name] for name in ("image", "format", "row")))
         for key, meta, text, image, suffix, row in zip(*columns, strict=True):
-            body, ending = image.as_py(), suffix.as_py()
-            if key is None or body is None or ending not in SUFFIXES:
-                raise ContractError(f"row {row} is kept, but has key {key}, {len(body or b'')} bytes of image and format {ending}")
-            yield key, {ending: body, "json": meta.encode("ascii"), "txt": text.encode()}
+            ending = suffix.as_py()
+            if key is None or not image.is_valid or ending not in SUFFIXES:
+                raise ContractError(f"row {row} is kept, but has key {key}, {'an' if image.is_valid else 'no'} image and format {ending}")
+            yield key, {ending: memoryview(image.as_buffer()), "json": meta.encode("ascii"), "txt": text.encode()}
 
 
 def statistics(table: pa.Table, times: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""The tar of a shard holds the bytes that Python's tarfile writes, whatever the samples."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.shards.tar import write_tar
+
+Samples = list[tuple[str, dict[str, bytes]]]
+SAMPLES = st.lists(
+    st.tuples(
+        st.from_regex(r"[0-9]{1,12}", fullmatch=True), st.dictionaries(st.sampled_from(["jpg", "json", "txt"]), st.binary(max_size=1500))
+    )
+)
+
+
+def by_tarfile(samples: Samples) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples:
+            for suffix in sorted(members):
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size, info.mtime, info.mode = len(members[suffix]), 0, 0o444
+                info.uname = info.gname = "bigdata"
+                tar.addfile(info, io.BytesIO(members[suffix]))
+    return out.getvalue()
+
+
+@given(samples=SAMPLES)
+def test_bytes_are_tarfiles(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("tar") / "0.tar"
+    members = write_tar(path, samples)
+    body = path.read_bytes()
+    assert body == by_tarfile(samples)
+    told = {member.name: body[member.offset : member.offset + member.size] for sample in members for member in sample}
+    assert told == {f"{key}.{suffix}": data for key, parts in samples for suffix, data in parts.items()} or len(dict(samples)) < len(
+        samples
+    )
+
+
+def test_gnu_tar_reads_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("00", {"jpg": b"x" * 513, "txt": b""})])
+    listed = subprocess.run(["tar", "-tvf", str(tmp_path / "0.tar")], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [(line.split()[0], line.split()[2], line.split()[-1]) for line in listed] == [
+        ("-r--r--r--", "513", "00.jpg"),
+        ("-r--r--r--", "0", "00.txt"),
+    ]
+
+
+@pytest.mark.parametrize("key", ["0" * 97, "schlüssel"])
+def test_a_name_that_does_not_fit_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (of either kind: too long, not ASCII)
+        write_tar(tmp_path / "0.tar", [(key, {"jpg": b""})])
