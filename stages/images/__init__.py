@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
@@ -82,6 +83,7 @@ class Found:
     fate: str = KEPT
     detail: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    grey: np.ndarray | None = None  # what flatness and hash are made of, for a whole table at once
 
 
 class Images(Stage):
@@ -146,6 +148,7 @@ class Images(Stage):
         """Row by row: each picture is a codec's work of milliseconds."""
         boxes = table["face_boxes"].to_pylist() if self.config.blur_boxes else [None] * len(table)
         found = [self._picture(body.as_py(), boxes[row]) for row, body in enumerate(table["body"])]
+        _hash([one for one in found if one.grey is not None])
         columns = {
             "fate": pa.array([one.fate for one in found], pa.string()),
             "detail": pa.array([one.detail for one in found], pa.string()),
@@ -157,15 +160,15 @@ class Images(Stage):
     def _picture(self, body: bytes | None, boxes: str | None) -> Found:
         out = Found()
         try:
-            self._work(body or b"", boxes, out.facts)
+            self._work(body or b"", boxes, out)
         except Refused as err:
             out.fate, out.detail = f"{self.name}:{err.reason}", err.detail
             out.facts.pop("image", None)
         return out
 
-    def _work(self, body: bytes, boxes_text: str | None, facts: dict[str, Any]) -> None:
-        """Fills `facts` as far as it comes. Raises Refused."""
-        config = self.config
+    def _work(self, body: bytes, boxes_text: str | None, out: Found) -> None:
+        """Fills `out` as far as it comes. Raises Refused."""
+        config, facts = self.config, out.facts
         kind = self._kind(body, facts)
         head = imagedecode.header(kind, body)
         self._size_rules(head.width, head.height)
@@ -174,10 +177,10 @@ class Images(Stage):
         self._result_rules(stored)
         facts["format"] = config.format
         if self._resize is not None:
-            self._by_img2dataset(self._resize(body, boxes), head, facts)
+            self._by_img2dataset(self._resize(body, boxes), head, out)
             return
         decoded = imagedecode.decode(head, stored.scaled if stored.shrinks and config.downscale == "area" else None)
-        self._measure(decoded, facts)
+        self._measure(decoded, out)
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         facts["width"], facts["height"] = plan.stored
         untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
@@ -222,18 +225,18 @@ class Images(Stage):
         except (ValueError, RecursionError) as err:
             raise Refused("bad_boxes", str(err)[:200]) from err
 
-    def _by_img2dataset(self, made: engine_img2dataset.Resized, head: imagedecode.Header, facts: dict[str, Any]) -> None:
+    def _by_img2dataset(self, made: engine_img2dataset.Resized, head: imagedecode.Header, out: Found) -> None:
+        facts = out.facts
         facts["width"], facts["height"], facts["image"] = made.width, made.height, made.image
         orientation, tags = imagedecode.exif(head)
-        self._measure(Decoded(made.pixels, made.original_width, made.original_height, orientation, tags, plain=False), facts)
+        self._measure(Decoded(made.pixels, made.original_width, made.original_height, orientation, tags, plain=False), out)
 
-    def _measure(self, decoded: Decoded, facts: dict[str, Any]) -> None:
+    def _measure(self, decoded: Decoded, out: Found) -> None:
+        facts = out.facts
         facts["original_width"], facts["original_height"] = decoded.width, decoded.height
         facts["exif"] = decoded.exif if self.config.exif else None
         facts["exif_orientation"] = decoded.orientation
-        grey = phash.luminance(decoded.pixels)
-        facts["flat"] = phash.is_flat(grey)
-        facts["phash"] = None if facts["flat"] else phash.phash(grey)
+        out.grey = phash.luminance(decoded.pixels)
 
     def _stored(self, decoded: Decoded, plan: Plan, boxes: list[imageblur.Box]) -> bytes:
         config = self.config
@@ -242,3 +245,11 @@ class Images(Stage):
             pixels = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
         pixels = imageblur.blur(pixels, imageblur.turned(boxes, decoded.orientation))
         return imageencode.encode(imageresize.fit(pixels, plan.stored), config.format, config.quality)
+
+
+def _hash(found: list[Found]) -> None:
+    if not found:
+        return
+    greys = np.stack([one.grey for one in found if one.grey is not None])
+    for one, flat, hashed in zip(found, phash.flat(greys).tolist(), phash.phash(greys), strict=True):
+        one.facts |= {"flat": flat, "phash": None if flat else hashed}
