@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image, ImageOps
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks.measure import Cost, cost, nginx  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.measure import Cost, cost, nginx
 
+ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
 FILES, FEW, JUDGED = 1000, 64, 300
 SMALLEST, LARGEST, BYTES = (300, 400), (1600, 1200), (85_000, 105_000)

@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import Cost, cost
 
+ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
 HOSTS, SICK, DELAY_S, BODY_BYTES, FEW, TIMEOUT_S = 2000, 20, 0.3, 2048, 64, 10
 TARGET, IN_FLIGHT = 5.0, 1000

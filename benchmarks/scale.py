@@ -1,0 +1,138 @@
+"""Ten times the rows, ten times the time: `python benchmarks/scale.py [--rows 2000 20000] [--keep FOLDER]`.
+
+Lists of growing length, one small picture under as many URLs (nginx on loopback; the query differs), through `shardmill run` with every
+stage but scores. Seconds and CPU seconds a row with the start-up (a run of a few rows) taken off, and the peak memory of all processes.
+Then, on the largest run: what `plan`, a repeated `run` and a changed threshold cost, beside a bare DuckDB query over the same columns and a
+copy of the shards' bytes. --keep leaves the runs in FOLDER, and a run that lies there whole is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.measure import Cost, cost, nginx
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("harbour", "evening", "light", "boat", "red", "stone", "child", "garden", "winter", "street", "bicycle", "market", "river", "old")
+FEW, WITHIN, ANSWER_S = 64, 0.10, 3.0  # rows of the start-up run; how far from linear; seconds for plan and a repeated run
+
+
+def picture(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
+    (folder / "0.jpg").write_bytes(out.getvalue())
+
+
+def write_list(path: Path, rows: int) -> Path:
+    """Captions are words drawn at random, so that hardly any is another's near-duplicate."""
+    drawn = np.array(WORDS)[np.random.default_rng(rows).integers(0, len(WORDS), (rows, 9))]
+    captions = [" ".join(line) + f" {at}" for at, line in enumerate(drawn.tolist())]
+    pq.write_table(pa.table({"url": [f"http://h{at % 500}.test/0.jpg?{at}" for at in range(rows)], "caption": captions}), path)
+    return path
+
+
+def write_config(path: Path, listed: Path, root: Path, port: int) -> Path:
+    served = {"resolve": {"*": f"127.0.0.1:{port}"}, "allow_networks": ["127.0.0.1/32"]}
+    limits = {**served, "per_host": {"concurrency": 8, "per_second": None}}
+    raw: dict[str, Any] = {
+        "input": {"path": str(listed)},
+        "run": {"name": path.stem, "root": str(root), "part_rows": 5000},
+        "stages": {
+            "ingest": {},
+            "captions": {"min_chars": 5},
+            "dedup": {"on": "caption"},
+            "download": limits,
+            "images": {"size": 64},
+            "selection": [{"name": "side", "keep": "original_width >= 64"}],
+        },
+        "shards": {"samples": 10_000},
+    }
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path
+
+
+def command(*words: str) -> Cost:
+    return cost([sys.executable, "-m", "pipeline.cli", *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=6 * 3600)
+
+
+def grown(work: Path, port: int, sizes: list[int]) -> Path:
+    """Runs them all; the config of the largest."""
+    config, start, last = Path(), Cost(0, 0, 0, ""), 0.0
+    for rows in [FEW, *sizes]:
+        config = write_config(work / f"rows{rows}.yaml", write_list(work / f"rows{rows}.parquet", rows), work / "runs", port)
+        if rows != FEW and (work / "runs" / config.stem / "shards" / "manifest.json").exists():
+            print(f"{rows:9,} rows: there already")
+            continue
+        made = command("run", str(config))
+        if rows == FEW:
+            start = made
+            print(f"start-up ({FEW} rows): {made.wall_s:.1f} s, {made.cpu_s:.1f} CPU-s, {made.peak_mb:.0f} MB", flush=True)
+            continue
+        each = (made.wall_s - start.wall_s) / rows
+        told = f", {each / last - 1:+.0%} a row against the size before" if last else ""
+        cpu = 1000 * (made.cpu_s - start.cpu_s) / rows
+        print(
+            f"{rows:9,} rows: {made.wall_s:.1f} s, {1000 * each:.2f} ms and {cpu:.2f} CPU-ms a row{told}; {made.peak_mb:.0f} MB", flush=True
+        )
+        last = each
+    return config
+
+
+def again(config: Path, root: Path) -> None:
+    """What a finished run costs to look at, to repeat, and to select anew."""
+    changed = [
+        "--set",
+        'selection=[{name: side, keep: "original_width >= 64"}, {name: half, keep: "row % 2 = 0"}]'.replace(
+            "selection", "stages.selection"
+        ),
+    ]
+    for name, words in {
+        "plan": ["plan"],
+        "run, nothing to do": ["run"],
+        "plan of a change": ["plan", *changed],
+        "run, rule added": ["run", *changed],
+    }.items():
+        spent = command(words[0], str(config), *words[1:])
+        print(f"{name:20} {spent.wall_s:6.1f} s {spent.cpu_s:6.1f} CPU-s", flush=True)
+    run, began = root / config.stem, time.perf_counter()
+    duckdb.sql(f"SELECT count(*) FROM '{run}/pool/*/part-*.parquet' WHERE original_width >= 64 AND width % 2 = 0").fetchall()
+    queried, began = time.perf_counter() - began, time.perf_counter()
+    shutil.copytree(max((run / "shards").glob("*/"), key=lambda path: path.stat().st_mtime), run / "copy")
+    print(f"bare DuckDB query {queried:.1f} s, copy of the shards' bytes {time.perf_counter() - began:.1f} s")
+    shutil.rmtree(run / "copy")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2000, 20_000])
+    parser.add_argument("--keep", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = (given.keep or Path(name)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        picture(work / "pictures")
+        with nginx(work / "pictures", work) as port:
+            again(grown(work, port, sorted(given.rows)), work / "runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
