@@ -64,9 +64,16 @@ def stage_class(name: str) -> type[Stage]:
 
 
 def resolve(config: RunConfig, where: str = "config") -> list[Entry]:
-    """All stages of a config in order, each with its typed Config; `shards` (top level) comes last."""
+    """All stages of a config in order, each with its typed Config; `shards` (top level) comes last.
+
+    Raises UserError for a bad key of theirs, or of the section `train`, which is for later.
+    """
     if "shards" in config.stages:
         raise UserError(f"{where}: stages.shards: shards stands at the top level, beside stages")
+    if config.train:
+        from stages.train.config import Train
+
+        validate(Train, config.train, where, "train")
     entries = [entry(name, options, where) for name, options in {**config.stages, "shards": config.shards}.items()]
     named: dict[str, str] = {}
     for e in entries:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.keys import digest
 from pipeline.phases import fetch
-from pipeline.runs import check_writable, locked, states
+from pipeline.runs import check_writable, states
 from pipeline.storage import Store
 
 PHASES = ("rows", "children", "dedup", "pool", "scores", "image_dedup", "selection", "shards", "ledger")
@@ -21,7 +21,7 @@ def run(folder: str) -> list[str]:
     states(store)  # no run here: said before anything is touched
     check_writable(store)
     removed = []
-    with locked(store):
+    with store.locked("run"):
         current = {key for state in states(store) if state for key in _keys(store, state)}
         for phase in PHASES:
             for key in store.names(phase):

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from pipeline import catalog
 from pipeline.config import RunConfig
 from pipeline.stage import COMMON_REASONS, Column, Stage
+from stages.train.config import Train
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -64,7 +65,8 @@ def config_text() -> str:
     rows = options(RunConfig)
     head = "# Config keys\n\nOne YAML file a corpus. `--set key.sub=value` overrides any key. Unknown keys are refused.\n"
     tail = "\nThe entries of `stages`, and `shards`, are the stages' own options: see [stages](stages.md)."
-    return f"{head}\n{_table(('key', 'type', 'default', 'meaning'), rows)}{tail}\n"
+    training = _table(("key", "type", "default", "meaning"), options(Train, "train."))
+    return f"{head}\n{_table(('key', 'type', 'default', 'meaning'), rows)}{tail}\n\n## train\n\n{training}"
 
 
 def options(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
@@ -87,14 +89,14 @@ def options(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, st
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema (2020-12) of a run's config, the options of the built-in stages included."""
+    """JSON schema (2020-12) of a run's config, the options of the built-in stages and of training included."""
     stages = {name: catalog.stage_class(name) for name in catalog.BUILT_IN}
-    models: list[Any] = [(RunConfig, "validation"), *((stage.Config, "validation") for stage in stages.values())]
+    models: list[Any] = [(RunConfig, "validation"), (Train, "validation"), *((stage.Config, "validation") for stage in stages.values())]
     refs, definitions = models_json_schema(models, ref_template="#/$defs/{model}")
     defs: dict[str, Any] = definitions["$defs"]
     top: dict[str, Any] = defs.pop(refs[RunConfig, "validation"]["$ref"].rpartition("/")[2])
     entry: dict[str, Any] = {name: {"anyOf": [refs[stage.Config, "validation"], {"type": "null"}]} for name, stage in stages.items()}
-    top["properties"]["shards"] = entry.pop("shards")
+    top["properties"] |= {"shards": entry.pop("shards"), "train": refs[Train, "validation"]}
     listed = top["properties"]["stages"]
     listed |= {"properties": entry, "patternProperties": {r"^[\w.]+:\w+$": {}}, "additionalProperties": False}
     return {"$schema": DIALECT, **top, "$defs": defs}

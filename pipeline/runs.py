@@ -149,7 +149,8 @@ def run_config(config: RunConfig, where: str = "config", show: Quiet | None = No
         check_config(this)
         files = again.files if again and again.files else list_input(this)
         check_writable(this.store)
-        with locked(this.store), Engine(reachable, this.store, show.beat, this.own_modules) as engine, views.connect(this.store) as con:
+        engine = Engine(reachable, this.store, show.beat, this.own_modules)
+        with this.store.locked("run"), engine, views.connect(this.store) as con:
             return phases(Session(this, engine, con, show), files, facts, again)
 
 
@@ -292,24 +293,6 @@ def faults_of_root(store: Store) -> Iterator[None]:
         if isinstance(err, OSError):
             raise TransientError(f"run.root: {store.url}: {fault}; free space, then repeat the command") from err
         raise
-
-
-@contextlib.contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Refuses a second runner on the same folder (local file systems; on object stores nobody watches)."""
-    if not store.local:
-        yield
-        return
-    import fcntl
-
-    path = Path(store.full(".lock"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TransientError(f"{store.url}: another shardmill works on this run; wait for it or stop it") from None
-        yield
 
 
 def write_run_json(known: Known) -> None:

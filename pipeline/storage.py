@@ -206,6 +206,23 @@ class Store:
         finally:
             os.close(folder)
 
+    @contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """Refuses a second shardmill that makes `what` in this folder (local file systems; on object stores nobody watches)."""
+        if not self.local:
+            yield
+            return
+        import fcntl
+
+        path = Path(self.full(".lock"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TransientError(f"{self.url}: another shardmill works on this {what}; wait for it or stop it") from None
+            yield
+
     def put(self, local: Path, path: str) -> None:
         """Moves a finished local file to `path`, atomically."""
         if self.local:

@@ -76,7 +76,8 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
             check_nodes(store)
 
     cluster = launch.Cluster(ray.address, ray.num_cpus, ray.object_store_memory, ready)
-    outcome = launch.run(launch.Job(wanted, open_shards, evaluate), show or Quiet(), cluster)
+    with store.locked("training"):
+        outcome = launch.run(launch.Job(wanted, open_shards, evaluate), show or Quiet(), cluster)
     return Result(store.url, outcome.step, outcome.steps, outcome.last)
 
 

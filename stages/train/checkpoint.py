@@ -90,7 +90,10 @@ def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "m
     if model.description:
         store.write(f"{folder}/open_clip_config.json", (json.dumps(model.description, indent=2) + "\n").encode())
     with store.atomic(f"{folder}/open_clip_model.safetensors") as target:
+        target.touch()
+        mode = target.stat().st_mode
         save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target))
+        target.chmod(mode)  # safetensors lets nobody but the owner read
     return store.address(folder)
 
 

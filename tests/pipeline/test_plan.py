@@ -72,6 +72,8 @@ def test_stages_that_cannot_stand_so_are_refused(stages: dict[str, Any], said: s
         ("stages.image.size=10", r"c\.yaml: stages\.image: unknown stage; did you mean images\?"),
         ("stages.download.allow_networks=[]", r"c\.yaml: stages\.download\.contact: empty"),
         ("stages.selection={}", r"nowhere\.parquet"),
+        ("train.epoch=3", r"c\.yaml: train\.epoch: unknown key; did you mean epochs\?"),
+        ("train.optimizer={lr: -1}", r"c\.yaml: train\.optimizer\.lr: .*greater than 0"),
     ],
 )
 def test_a_plan_refuses_what_a_run_refuses_and_names_the_file(tmp_path: Path, override: str, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ from stages.train import launch, loop, metrics  # noqa: E402
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"), 64, per_shard=20, size=48)
+
+
+@pytest.fixture
+def ray_here(ray_session: Any) -> Any:
+    """Ray whose workers take this file's classes along: they cannot import it."""
+    ray_session.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray_session
+    ray_session.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def corpus_config(folder: Path, train: dict[str, Any]) -> Path:
@@ -133,7 +142,7 @@ def test_fsdp_alone_needs_no_ray(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_lost_worker_costs_steps_but_not_the_curve(tmp_path: Path, ray_session: Any) -> None:
+def test_a_lost_worker_costs_steps_but_not_the_curve(tmp_path: Path, ray_here: Any) -> None:
     class Told(metrics.Quiet):
         begun: list[Any] = []
 
@@ -146,31 +155,38 @@ def test_a_lost_worker_costs_steps_but_not_the_curve(tmp_path: Path, ray_session
     wanted = config(tmp_path / "b", workers=2, checkpoint={"every_steps": 2})
     outcome = launch.run(launch.Job(wanted, Dying), Told())
     assert (outcome.state, outcome.step) == (loop.DONE, 10)
-    assert [step for step, _ in Told.begun] == [0, 7]
+    begun = [step for step, _ in Told.begun]
+    assert begun in ([0, 8], [0, 6])  # rank 1 ends itself after step 8, rank 0 perhaps while it writes that step's checkpoint
     assert apart(calm, metrics.read(Store(wanted.out or ""))) < 2e-5
     assert not (tmp_path / "b/out/.ray").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_fault_in_a_worker_is_told_once_and_not_tried_again(tmp_path: Path, ray_session: Any) -> None:
+def test_a_fault_in_a_worker_is_told_once_and_not_tried_again(tmp_path: Path, ray_here: Any) -> None:
     with pytest.raises(UserError, match=r"^these shards cannot be$"):
         launch.run(launch.Job(config(tmp_path, workers=2), Faulty), metrics.Quiet())
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_more_workers_than_ray_has_room_for_are_refused(tmp_path: Path, ray_session: Any) -> None:
+def test_more_workers_than_ray_has_room_for_are_refused(tmp_path: Path, ray_here: Any) -> None:
     with pytest.raises(UserError, match="lower workers or cpus, or add nodes"):
         launch.run(launch.Job(config(tmp_path, workers=2, cpus=4), training.Pictures), metrics.Quiet())
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_worker_that_is_lost_again_and_again_ends_it(tmp_path: Path, ray_session: Any) -> None:
+def test_a_worker_that_is_lost_again_and_again_ends_it(tmp_path: Path, ray_here: Any) -> None:
     class Always(Dying):
         def batches(self, epoch: int, start_step: int = 0) -> Any:
             raise OSError("no such device")
 
     with pytest.raises(TransientError, match=r"failed more than 1 times.*no such device"):
         launch.run(launch.Job(config(tmp_path, workers=2, max_failures=1), Always), metrics.Quiet())
+
+
+def test_a_second_training_into_one_folder_is_refused(tmp_path: Path, shards: Path) -> None:
+    wanted = config(tmp_path, data=[{"shards": str(shards)}])
+    with Store(wanted.out or "").locked("training"), pytest.raises(TransientError, match="another shardmill works on this training"):
+        pipeline.train.run_config(wanted)

@@ -133,6 +133,8 @@ def test_open_clip_loads_what_was_written_and_so_do_we(tmp_path: Path, model: st
     with torch.no_grad():
         made.net.logit_scale.fill_(3.0)
     folder = checkpoint.export(Store(str(tmp_path / "out")), made, made.net.state_dict())
+    (written,) = Path(folder).glob("*.safetensors")
+    assert written.stat().st_mode == (Path(folder) / "open_clip_config.json").stat().st_mode
     theirs = open_clip.create_model(f"local-dir:{folder}", output_dict=True)
     weights = f"{folder}/open_clip_model.safetensors"
     ours = build(tmp_path, model, model={"pretrained": weights}).net
