@@ -47,7 +47,8 @@ class Scores(Stage):
 
         `offline-scorer`: the bundled demonstration scorer (docs/models/offline_scorer.md)."""
         pretrained: str | None = None
-        """The tag of its weights (`openai`, `laion2b_s34b_b79k`, …) or a file of weights; hub and folder models bring theirs."""
+        """The tag of its weights (`openai`, `laion2b_s34b_b79k`, …) or a file of weights; hub and folder models bring theirs, and so does
+        the offline scorer, unless a file of projections is named."""
         batch: int = Field(256, ge=1)
         """Pairs at once. Part of the key: numbers differ in the last digits with the batch."""
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -110,9 +111,10 @@ class Scores(Stage):
             raise UserError(
                 f"stages.scores.model: offline-scorer needs {', '.join(lacking)}; docs/models/offline_scorer.md says how to install them"
             )
-        for name, wanted in (("pretrained", (None,)), ("precision", ("auto", "fp32"))):
-            if (given := getattr(self.config, name)) not in wanted:
-                raise UserError(f"stages.scores.{name}: offline-scorer brings its weights and computes in fp32; leave out {name}: {given}")
+        if self.config.precision not in ("auto", "fp32"):
+            raise UserError(f"stages.scores.precision: offline-scorer computes in fp32; leave out precision: {self.config.precision}")
+        if (given := self.config.pretrained) and not Path(given).is_file():
+            raise UserError(f"stages.scores.pretrained: {given} is no file; offline-scorer takes projections of its own training, or none")
 
     def open(self) -> None:
         self.check_ready()
@@ -123,10 +125,19 @@ class Scores(Stage):
             raise UserError("stages.scores.gpus: torch sees no GPU here; install a CUDA torch (docs/install.md), or set gpus: 0")
         self._threads = ThreadPoolExecutor(max(1, round(self.config.cpus)), thread_name_prefix="decode")
         if self.demonstration:
-            self._model: Any = offline_scorer.load(self._device.type)
+            self._model: Any = self._offline()
             self._transform: Callable[[Any], Any] = offline_scorer.pixels
         else:
             self._open_clip()
+
+    def _offline(self) -> offline_scorer.Scorer:
+        from safetensors import SafetensorError
+
+        try:
+            return offline_scorer.load(self._device.type, self.config.pretrained)
+        except (OSError, RuntimeError, SafetensorError) as err:
+            said = " ".join(str(err).split())[:300]
+            raise UserError(f"stages.scores.pretrained: {self.config.pretrained} holds no projections of offline-scorer: {said}") from err
 
     def _open_clip(self) -> None:
         torchvision_shim.ensure()
