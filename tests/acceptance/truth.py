@@ -38,7 +38,11 @@ class Comparison:
             ended = ", ".join(f"{fate} {count}" for fate, count in sorted(line["ended"].items()))
             lines.append(f"{line['truth']:22} {line['rows']:4}  {ended:72} {line['expected'].replace('|', ' or ')}")
         if self.judge:
-            lines.append("the judge: {true_stay} of {true} true pairs stay, {mismatched_fall} of {mismatched} mismatched ones fall".format(**self.judge))
+            lines.append(
+                "the judge: {true_stay} of {true} true pairs stay, {mismatched_fall} of {mismatched} mismatched ones fall".format(
+                    **self.judge
+                )
+            )
         return "\n".join([*lines, *(f"FAULT {fault}" for fault in self.faults)])
 
 
