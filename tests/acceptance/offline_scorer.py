@@ -3,9 +3,9 @@
 DATA's Flickr8k (train) and web photographs are served on loopback, crawled, resized and sharded by shardmill as the embedded sample is;
 configs/train/offline_scorer.yaml trains on the shards by the ordinary training stage. Then, on pictures that were not trained on:
 retrieval and AUC on Flickr8k val, AUC on the web photographs of sites left out (three more trainings a seed, each without a third of
-them), tau-c with the experts' judgements, each with its spread over the seeds. The first seed's projections are compared with the
-committed ones, or written in their place (--write). Repeated with the same --work, what is done is not done again. Exit code 1 where a
-bound is missed.
+them), tau-c with the experts' judgements, each with its spread over the seeds. Then what thresholds keep and drop, and the one to
+recommend. The first seed's projections are compared with the committed ones, or written in their place (--write). Repeated with the
+same --work, what is done is not done again. Exit code 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,10 +27,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.evaluate import Options, evaluate
+from stages.evaluate.pairs import auc, mismatched
 from stages.lib import offline_scorer
 from tests.acceptance.photos import file_server
 from tests.support.corpus import fates, shardmill
@@ -41,6 +44,7 @@ SITES = (
     ("nextdoornature", "carpentries-org", "public-domain-recipes"),
     ("",),  # all others
 )
+STAY = 0.95  # share of true pairs that the recommended threshold keeps, on val and on the web photographs of sites left out
 TOLERANCE = 0.02  # of a similarity, between the committed projections and those trained anew
 
 
@@ -170,20 +174,62 @@ def figures(data: Path, weights: Path) -> dict[str, float]:
     back = {"text->image R@10": found["retrieval"]["text_to_image_R@10"]}
     ratings = found["judgements"]
     agreed = {"tau-c": ratings["tau_c_others"], "tau-c with own": ratings["tau_c"]}  # the first as published for CLIPScore
-    return {**recalls, **back, "auc": found["pairs"]["auc"], **agreed}
+    val = of_val(data, weights)
+    return {**recalls, **back, "auc": found["pairs"]["auc"], "auc all": auc(val.true, val.all), **agreed}
 
 
-def of_sites(data: Path, weights: Path, part: int) -> tuple[float, int]:
-    """AUC of true pairs against all shuffled ones among one part of the web photographs, and how many photographs these are."""
-    rows = [row for row in web(data) if third(row["file"]) == part]
-    judge = scorer(weights)
-    images = [Image.open(data / "web_photos" / row["file"]) for row in rows]
-    from PIL import ImageOps
+@dataclass(frozen=True)
+class Scored:
+    """Similarities, float32[n]. `strict`: shuffled pairs among the pictures that are judged; `all`: all that there are."""
 
-    similar = judge.encode_image([ImageOps.exif_transpose(image) for image in images]) @ judge.encode_text([row["alt"] for row in rows]).T
-    from stages.evaluate.pairs import auc
+    true: np.ndarray
+    strict: np.ndarray
+    all: np.ndarray
 
-    return auc(np.diag(similar), similar[~np.eye(len(rows), dtype=bool)]), len(rows)
+
+def of_sites(data: Path, weights: Path, part: int) -> Scored:
+    """Of the photographs of one part, by projections that never saw their sites; of `all`'s captions they saw those of the other parts."""
+    rows, judge = web(data), scorer(weights)
+    here = np.asarray([third(row["file"]) == part for row in rows])
+    files = [data / "web_photos" / row["file"] for row, wanted in zip(rows, here, strict=True) if wanted]
+    similar = judge.encode_image([ImageOps.exif_transpose(Image.open(file)) for file in files])
+    similar = similar @ judge.encode_text([row["alt"] for row in rows]).T
+    own = np.eye(len(rows), dtype=bool)[here]
+    return Scored(similar[own], similar[:, here][~own[:, here]], similar[~own])
+
+
+def of_val(data: Path, weights: Path) -> Scored:
+    """Of Flickr8k val; each caption with its photograph, with another one (`strict`: evaluate's pairs) and with every other one."""
+    judge, files = scorer(weights), sorted((data / "flickr8k" / "val").glob("*.jpg"))
+    at = {path.name: place for place, path in enumerate(files)}
+    with (data / "flickr8k" / "captions.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["image"] in at]
+    owner = np.asarray([at[row["image"]] for row in rows])
+    image = judge.encode_image([Image.open(path) for path in files])
+    text = judge.encode_text([row["caption"] for row in rows])
+    similar = text @ image.T
+    places = np.arange(len(rows))
+    return Scored(
+        similar[places, owner], similar[places, mismatched(owner, len(files), 0)], similar[owner[:, None] != np.arange(len(files))]
+    )
+
+
+def web_figures(parts: list[Scored]) -> dict[str, float]:
+    strict = [auc(part.true, part.strict) for part in parts]
+    found = {"web auc": float(np.average(strict, weights=[len(part.true) for part in parts]))}
+    found |= {f"web auc {at}": one for at, one in enumerate(strict)}
+    return found | {"web auc all": auc(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("true", "all")))}
+
+
+def thresholds(val: Scored, parts: list[Scored]) -> None:
+    """Prints what thresholds keep of true and drop of shuffled pairs, the recommended one among them."""
+    true, false = (np.concatenate([getattr(part, name) for part in parts]) for name in ("true", "strict"))
+    rule = min(float(np.quantile(one, 1 - STAY)) for one in (val.true, true))
+    chosen = math.floor(100 * rule) / 100
+    print("threshold  val: kept, dropped  web: kept, dropped")
+    for at in sorted({chosen, *(round(chosen + step, 2) for step in (-0.04, -0.02, 0.02, 0.04, 0.08))}):
+        shares = [(val.true >= at).mean(), (val.strict < at).mean(), (true >= at).mean(), (false < at).mean()]
+        print(f"{at:9.2f}  " + "  ".join(f"{share:.3f}" for share in shares) + ("  recommended" if at == chosen else ""))
 
 
 def compared(weights: Path, data: Path) -> float:
@@ -233,11 +279,12 @@ def main() -> int:
         seeds = range(first, first + given.seeds)
         rows = [figures(data, trained(work, seed)) for seed in seeds]
         if not given.no_sites:
-            for row, seed in zip(rows, seeds, strict=True):
-                parts = [of_sites(data, trained(work, seed, part), part) for part in range(len(SITES))]
-                row["web auc"] = sum(auc * n for auc, n in parts) / sum(n for _, n in parts)
-                row |= {f"web auc {at}": auc for at, (auc, _) in enumerate(parts)}
+            for figure, seed in zip(rows, seeds, strict=True):
+                figure.update(web_figures([of_sites(data, trained(work, seed, part), part) for part in range(len(SITES))]))
         faults = shown(rows)
+        if not given.no_sites:
+            parts = [of_sites(data, trained(work, first, part), part) for part in range(len(SITES))]
+            thresholds(of_val(data, trained(work, first)), parts)
         if given.write:
             write(trained(work, first))
         apart = compared(trained(work, first), data)

@@ -78,6 +78,30 @@ def test_true_captions_score_above_others(scorer: offline_scorer.Scorer) -> None
     assert np.allclose(np.linalg.norm(scorer.encode_text([*captions, ""]), axis=1), 1, atol=1e-5)
 
 
+def test_what_is_near_to_many_is_scored_lower(scorer: offline_scorer.Scorer) -> None:
+    """The cosine of what the scorer gives is (image . text - w near(image) - w near(text)) / (2 + w^2)."""
+    net, width, weight = scorer.net, offline_scorer.WIDTH, offline_scorer.NEARNESS
+    image, text = scorer.encode_image([photograph("chelsea")]), scorer.encode_text(["a cat", "two dogs run over the grass"])
+    plain = [torch.nn.functional.normalize(torch.from_numpy(made[:, :width]), dim=-1) for made in (image, text)]
+    near = [
+        (made @ crowd.T).sort(1).values[:, -offline_scorer.NEAREST :].mean(1)
+        for made, crowd in zip(plain, (net.text_crowd, net.image_crowd), strict=True)
+    ]
+    wanted = (plain[0] @ plain[1].T - weight * near[0][:, None] - weight * near[1]) / (2 + weight**2)
+    np.testing.assert_allclose(image @ text.T, wanted.numpy(), atol=1e-5)
+    assert near[1][1] > near[1][0], "the crowd is Flickr8k's, which has many dogs"
+
+
+def test_the_crowd_is_what_training_saw_last() -> None:
+    net = offline_scorer.network()
+    first, last = torch.rand(200, offline_towers.POOLED), torch.rand(200, offline_towers.POOLED)
+    for features in (first, last):
+        net.train()(image=features)
+    net.eval()
+    wanted = net(image=torch.cat([last, first]))["image_features"][: offline_scorer.CROWD]
+    assert torch.allclose(net.image_crowd, wanted, atol=1e-5)
+
+
 def test_the_committed_weights_are_small_and_half_precision() -> None:
     from safetensors import safe_open
 
