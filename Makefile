@@ -18,10 +18,12 @@ needs   := $(shell sed -n 's/^\# extras: *//p' $(config) 2>/dev/null)
 bin     := .venv/bin
 venv    := @PYTHON="$(PYTHON)" sh scripts/venv.sh
 set     := $(foreach pair,$(SET),--set $(pair))
+short   := "captions --rounds 1" "shards --rounds 2" "scores --pairs 64 --rounds 1" "images --rows 1000 --rounds 1" \
+           "latency --rows 4000 --rounds 1" "scale --rows 1000 5000" "dedup --peer-rows 10000" "download_latency --rows 4000" "train_reading --samples 1000 --rounds 1"
 checked := pipeline stages tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench clean
+.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench-setup bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,9 +78,15 @@ docs: ## writes docs/reference and configs/schema.json from the code
 	$(venv) $(EXTRAS)
 	@$(bin)/python docs/generate.py
 
-bench: ## the benchmarks (BENCH=name for one of them)
-	$(venv) dev sample s3 train img2dataset $(EXTRAS)
-	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(bin)/python $$script || exit 1; done
+bench-setup: ## the programs that benchmarks compare with, in venvs of their own below .bench
+	@for peer in img2dataset==1.47.0 daft==0.7.26; do \
+		folder=.bench/$${peer%%=*}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
+		$$folder/bin/pip install -qq --disable-pip-version-check -c constraints.txt $$peer || exit 1; \
+	done
+
+bench: bench-setup ## a short form of all benchmarks (BENCH="images --rows 4000" for one of them, with its own options)
+	$(venv) dev sample s3 train scorer $(EXTRAS)
+	@for line in $(if $(BENCH),"$(BENCH)",$(short)); do echo "== $$line"; $(bin)/python benchmarks/$${line%% *}.py $$(echo "$$line " | cut -d' ' -f2-) || exit 1; done
 
 clean: ## removes build outputs and caches; .venv and runs/ stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -149,6 +149,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--only", action="append", choices=RUNNERS)
     given = parser.parse_args()
+    if given.data is None:
+        print("images: no DATA, nothing measured (name the folder, or set SHARDMILL_TEST_DATA)")
+        return 0
     with tempfile.TemporaryDirectory() as name:
         work = (given.work or Path(name)).resolve()
         work.mkdir(parents=True, exist_ok=True)
