@@ -21,6 +21,7 @@ PACKAGES = ("torch", "timm", "tokenizers", "safetensors", "efficientnet_lite0_py
 SIZE = 224  # pixels of a side of the square picture that goes in
 SEEN = 288  # pixels that it is enlarged to: features of a net that learnt on crops get better so (Touvron et al. 2019, FixRes)
 POOLED, CLASSES, WIDTH, LAYERS, HEADS = 1280, 1000, 384, 6, 12
+AT_ONCE = 8  # pictures in the image tower: about 25 MB of activations each
 KEPT = (3, 6)  # layers whose means are features: the last is what the model was made for, an early one knows more of the words
 MAX_TOKENS = 256  # as sentence-transformers takes this model; longer captions are cut
 IMAGE_WEIGHTS = Path("models", "efficientnet-lite0-57934424.pth")
@@ -61,11 +62,14 @@ class ImageTower:
         import torch
         from torch.nn import functional
 
+        out = torch.zeros(len(image), POOLED, device=self.device)
         with torch.inference_mode():
-            larger = functional.interpolate(image.to(self.device).float(), (SEEN, SEEN), mode="bicubic").clamp(0, 255)
-            pixels = (larger - 127.5) / 127.5  # timm's mean and std of this model: 0.5
-            pooled = self.net.forward_head(self.net.forward_features(pixels.contiguous(memory_format=torch.channels_last)), pre_logits=True)
-        return pooled.float().clone()
+            for begin in range(0, len(image), AT_ONCE):
+                part = image[begin : begin + AT_ONCE].to(self.device).float()
+                larger = functional.interpolate(part, (SEEN, SEEN), mode="bicubic").clamp(0, 255)
+                pixels = ((larger - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)  # timm's mean and std: 0.5
+                out[begin : begin + AT_ONCE] = self.net.forward_head(self.net.forward_features(pixels), pre_logits=True)
+        return out.clone()
 
     def classes(self, pooled: Any) -> Any:
         """float32[n, 1280] of `__call__` -> float32[n, 1000]: logits of the ImageNet classes."""
