@@ -132,6 +132,16 @@ def test_the_stage_scores_by_it_and_says_that_it_is_a_demonstration(scorer: offl
     assert other.demonstration is None  # type: ignore[attr-defined]
 
 
+def test_projections_of_one_s_own_training_judge_in_place_of_the_bundled_ones(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(offline_scorer.WEIGHTS.read_bytes())
+    bundled, own = (pipeline.use("scores", model="offline-scorer", **more)(table()) for more in ({}, {"pretrained": str(mine)}))
+    assert own["similarity"].equals(bundled["similarity"])
+    mine.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"mine\.safetensors holds no projections of offline-scorer"):
+        entry("scores", {"model": "offline-scorer", "pretrained": str(mine)}).stage.open()
+
+
 @pytest.mark.parametrize("options", [{"pretrained": "openai"}, {"precision": "bf16"}])
 def test_what_it_cannot_do_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="offline-scorer"):
