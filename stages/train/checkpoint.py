@@ -7,6 +7,9 @@ before it is written, so DDP and FSDP write the same. `model/` holds the weights
 from __future__ import annotations
 
 import json
+import logging
+import pickle
+import zipfile
 from typing import Any
 
 from pipeline.errors import UserError
@@ -17,6 +20,7 @@ from stages.train.optim import Ema
 FOLDER = "checkpoints"
 FORMAT = 1
 NET = "net."
+log = logging.getLogger("shardmill")
 
 
 def gather(module: Any, optimizer: Any, ema: Ema | None) -> dict[str, Any]:
@@ -70,17 +74,35 @@ def names(store: Store) -> list[str]:
 
 
 def latest(store: Store) -> dict[str, Any] | None:
-    """The newest state, on the CPU; None where there is none. Raises UserError for one that this version cannot read."""
+    """The newest state that can be read, on the CPU; None where there is no checkpoint.
+
+    Files come whole or not at all, so a damaged one was damaged later: it is told, and the one before it is taken. Raises UserError where
+    none can be read, and for one of another version.
+    """
     import torch
 
     found = names(store)
-    if not found:
-        return None
-    with store.open(f"{FOLDER}/{found[-1]}") as handle:
-        state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise UserError(f"{store.address(FOLDER)}/{found[-1]}: another version of shardmill wrote this checkpoint; give another train.out")
-    return state
+    for name in reversed(found):
+        where = store.address(f"{FOLDER}/{name}")
+        try:
+            with store.open(f"{FOLDER}/{name}") as handle:
+                if not zipfile.is_zipfile(handle):  # cut off: torch would seek to where nothing is
+                    raise EOFError("its end is missing")
+                handle.seek(0)
+                state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as err:
+            if "allocate" in str(err):  # no memory is no damage
+                raise
+            log.warning("train: %s is damaged (%s); the checkpoint before it is taken", where, str(err).partition(".")[0])
+            continue
+        if state.get("format") != FORMAT:
+            raise UserError(f"{where}: another version of shardmill wrote this checkpoint; give another train.out")
+        return state
+    if found:
+        raise UserError(
+            f"{store.address(FOLDER)}: no checkpoint of {len(found)} can be read; give another train.out, or remove them to begin anew"
+        )
+    return None
 
 
 def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model") -> str:

@@ -80,6 +80,22 @@ def test_what_was_killed_after_its_last_checkpoint_is_done_again(tmp_path: Path)
     assert apart(calm, curve(killed)) == 0
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calm = curve(config(fresh(tmp_path, "calm")))
+    wanted = config(fresh(tmp_path, "damaged"), checkpoint={"every_steps": 3, "keep": 9})
+    curve(wanted)
+    store = Store(wanted.out or "")
+    for name in checkpoint.names(store)[-2:]:
+        path = Path(wanted.out or "") / "checkpoints" / name
+        path.write_bytes(path.read_bytes()[:5000])
+    assert apart(calm, curve(wanted)) < 2e-5
+    assert "is damaged" in caplog.text
+    for name in checkpoint.names(store):
+        (Path(wanted.out or "") / "checkpoints" / name).write_bytes(b"x")
+    with pytest.raises(UserError, match="can be read"):
+        checkpoint.latest(store)
+
+
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     wanted = config(tmp_path)
     curve(wanted, stop_after=3)
