@@ -1,8 +1,8 @@
 """Makes docs/images/laion_subset.jpg and the credits beside it from a finished run: `python docs/images/make.py runs/laion_subset`.
 
 Twenty samples as they stand in the shards, with their captions. They are taken in turn from the sample's photographs whose credit
-states a licence or the public domain; within a photograph by key. Left out are pairs whose caption belongs to another picture: the
-sample has no judge that would drop them.
+states a licence or the public domain; within a photograph by key. Left out are pairs whose caption belongs to another picture: some of
+them pass the sample's judge.
 """
 
 from __future__ import annotations
