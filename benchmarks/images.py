@@ -19,6 +19,7 @@ import statistics
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import yaml
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import results
 from benchmarks.measure import Cost, cost, nginx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +162,20 @@ def main() -> int:
             return compared(Path(name), work / "pictures", port, given.rows, given.rounds, given.only or list(RUNNERS))
 
 
+def bare(folder: Path, seconds: float = 10.0) -> float:
+    """Images per CPU-second of decode, resize and encode alone, one thread, bodies in memory: what no program of these steps can pass."""
+    from stages.lib import imagedecode, imageencode, imageresize
+
+    bodies, done, began = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:200]], 0, time.process_time()
+    while time.process_time() - began < seconds:
+        head = imagedecode.header("jpeg", bodies[done % len(bodies)])
+        plan = imageresize.plan(head.width, head.height, 224, "center_crop", only_if_bigger=False)
+        pixels = imageresize.scale(imagedecode.decode(head, plan.scaled).pixels, plan.scaled, "area")
+        imageencode.encode(imageresize.fit(pixels, plan.stored), "jpg", 95)
+        done += 1
+    return done / (time.process_time() - began)
+
+
 def compared(work: Path, folder: Path, port: int, rows: int, rounds: int, names: list[str]) -> int:
     few, many = write_list(work / "few.parquet", port, FEW), write_list(work / "many.parquet", port, rows)
     rates: dict[str, list[float]] = {name: [] for name in names}
@@ -178,8 +194,11 @@ def compared(work: Path, folder: Path, port: int, rows: int, rounds: int, names:
         if name != "daft":
             mean, odd = psnr(folder, work / f"{name}-0")
             print(f"{name}: mean PSNR {mean:.2f} dB, {odd} of other sizes")
+    print(f"decode, resize and encode alone: {bare(folder):.1f} images/CPU-s")
     for name in names[1:]:
-        print(f"shardmill / {name}: {statistics.median(rates['shardmill']) / statistics.median(rates[name]):.2f} (target {TARGET})")
+        ours, peer = (statistics.median(rates[one]) for one in ("shardmill", name))
+        results.add(f"images: list to shards, images per CPU-second, peer {name}", ours, peer, TARGET, ours / peer >= TARGET, ours / peer)
+        print(f"shardmill / {name}: {ours / peer:.2f} (target {TARGET})")
     return 0
 
 

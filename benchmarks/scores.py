@@ -22,6 +22,7 @@ import pyarrow as pa
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import results
 from pipeline.frame import framed
 from stages.lib import torchvision_shim
 from stages.scores import Scores
@@ -99,6 +100,14 @@ def main() -> int:
     stage.close()
     ours, peer = statistics.median(times["stage"]), statistics.median(times["bare"])
     print(f"{given.model}, {stage._device}, {given.pairs} pairs: stage {given.pairs / ours:.1f}/s, bare loop {given.pairs / peer:.1f}/s")
+    results.add(
+        f"scores: pairs a second, {given.model} on {stage._device.type}, peer bare open_clip loop",
+        given.pairs / ours,
+        given.pairs / peer,
+        TARGET,
+        peer / ours >= TARGET,
+        peer / ours,
+    )
     print(f"ratio {peer / ours:.3f} (target {TARGET})")
     return 0
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import results
 from stages.shards import Options, write_shard
 
 KB, TARGET = 30, 0.8  # of an image of 224 pixels, JPEG of quality 95; share of tar's speed
@@ -81,6 +82,8 @@ def main() -> int:
         size = (Path(name) / "peer.tar").stat().st_size / 1e6
     for at, what in enumerate(("CPU", "wall")):
         ours, peer = (statistics.median(times[at] for times in found[side]) for side in ("shardmill", "tar"))
+        if what == "CPU":
+            results.add("shards: MB per CPU-second, peer GNU tar", size / ours, size / peer, TARGET, peer / ours >= TARGET, peer / ours)
         print(f"{what}: shardmill {size / ours:.0f} MB/s, tar {size / peer:.0f} MB/s, ratio {peer / ours:.2f} (target {TARGET})")
     return 0
 
