@@ -1,9 +1,10 @@
 """Does curation pay? `python benchmarks/curation.py DATA [--seeds 3] [--work FOLDER]`: DataComp's question in small.
 
 One corpus of Flickr8k's and web photographs with planted noise (captions of other pictures, duplicates by a power law, junk) is crawled
-and scored once; then four selections of it (unfiltered, deduped, score-filtered, both) each train a model at the same number of samples
-seen, and the models are evaluated on Flickr8k val. The judge never saw the corpus: it is trained anew on other photographs. After the first
-selection the server is gone, so nothing can be fetched again. Repeated with the same --work, what is done is not done again.
+and scored once; then selections of it (unfiltered, deduped, score-filtered, both, and the rows that are known to be clean) each train a
+model at the same number of samples seen, and the models are evaluated on Flickr8k val. The judge never saw the corpus: it is trained anew
+on other photographs. After the first selection the server is gone, so nothing can be fetched again. Repeated with the same --work, what is
+done is not done again, unless the scorer or the recipe changed.
 Writes docs/experiments/curation.json and the table of docs/experiments/curation.md.
 """
 
@@ -30,6 +31,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pipeline.keys import digest
+from stages.lib import offline_scorer
 from tests.acceptance.offline_scorer import figures, run_in, scorer
 from tests.acceptance.photos import file_server
 from tests.support.corpus import shardmill
@@ -40,7 +43,14 @@ COPIED, MOST_COPIES, FALL = 150, 400, 0.9  # pairs that are copied; the n-th of 
 JUNK = 400
 KEEP_TRUE = 0.95  # share of the held photographs' true pairs that the threshold lets pass
 BATCH, SEEN = 512, 250_000  # samples a step and in all
-ARMS = {"unfiltered": (False, False), "deduped": (True, False), "score-filtered": (False, True), "both": (True, True)}
+SCORE, CLEAN_ONLY = "similarity >= {least:.4f}", "carried->>'$.truth' = 'clean'"
+ARMS = {  # dedup, the rows that stay
+    "unfiltered": (False, None),
+    "deduped": (True, None),
+    "score-filtered": (False, SCORE),
+    "both": (True, SCORE),
+    "known clean": (False, CLEAN_ONLY),
+}
 BOILERPLATE = ("IMG_{0}.JPG", "click to enlarge", "image {0} of 12", "buy now, free shipping", "untitled design ({0})", "photo {0}")
 
 
@@ -128,7 +138,7 @@ def write_list(path: Path, pairs: list[Pair]) -> None:
     pq.write_table(pa.table({"url": urls, "caption": [pair.caption for pair in pairs], "truth": truths}), path)
 
 
-def make(work: Path, name: str, listed: Path, port: int, dedup: bool = False, judge: str = "", least: float | None = None) -> Path:
+def make(work: Path, name: str, listed: Path, port: int, dedup: bool = False, judge: str = "", keep: str | None = None) -> Path:
     """A run of shardmill; the folder of its shards. Selections of one list share downloads, pictures and scores."""
     stages: dict[str, Any] = {"ingest": {}, "captions": {}}
     if dedup:
@@ -140,7 +150,7 @@ def make(work: Path, name: str, listed: Path, port: int, dedup: bool = False, ju
         stages["scores"] = {"model": "offline-scorer", "pretrained": judge}
     if dedup:
         stages["image_dedup"] = {"max_distance": 4}
-    stages["selection"] = [] if least is None else [{"name": "similarity", "keep": f"similarity >= {least:.4f}"}]
+    stages["selection"] = [{"name": "rule", "keep": keep}] if keep else []
     raw = {
         "input": {"path": str(listed)},
         "run": {"name": name, "root": str(work / "runs"), "part_rows": 2000, "seed": 7},
@@ -155,20 +165,10 @@ def make(work: Path, name: str, listed: Path, port: int, dedup: bool = False, ju
 
 def train(work: Path, name: str, shards: Path, seed: int, seen: int) -> Path:
     """The projections of a model (LiT over the offline scorer's frozen towers) that saw about `seen` of these samples."""
-    out = work / "trained" / f"{name}-{seed}"
-    weights = out / "model" / "open_clip_model.safetensors"
-    if (out / "done").exists():
-        return weights
-    shared = work / "features"
-    shared.mkdir(exist_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "features").exists():
-        (out / "features").symlink_to(shared, target_is_directory=True)
     samples = sum(json.loads(path.read_text())["successes"] for path in shards.glob("*_stats.json"))
     config = {
         "model": {"name": "offline-scorer", "drop": 0.5},
         "data": [{"shards": str(shards)}],
-        "out": str(out),
         "frozen_features": 1,
         "augment": {"scale": None},
         "batch": BATCH,
@@ -180,7 +180,16 @@ def train(work: Path, name: str, shards: Path, seed: int, seen: int) -> Path:
         "log_every": 50,
         "tensorboard": False,
     }
-    (out / "train.yaml").write_text(yaml.safe_dump({"train": config}, sort_keys=False))
+    out = work / "trained" / f"{name}-{seed}-{digest([config, offline_scorer.VERSION])}"
+    weights = out / "model" / "open_clip_model.safetensors"
+    if (out / "done").exists():
+        return weights
+    shared = work / "features"
+    shared.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "features").exists():
+        (out / "features").symlink_to(shared, target_is_directory=True)
+    (out / "train.yaml").write_text(yaml.safe_dump({"train": {**config, "out": str(out)}}, sort_keys=False))
     run_in(work, "train", str(out / "train.yaml"))
     (out / "done").touch()
     return weights
@@ -223,9 +232,9 @@ def experiment(data: Path, work: Path, seeds: int, seen: int) -> dict[str, Any]:
         print(f"the judge: AUC {figures(data, judge)['auc']:.4f} on val, threshold {least:.3f}", flush=True)
         make(work, "corpus", work / "corpus.parquet", port, judge=str(judge))
     arms: dict[str, Any] = {}
-    for name, (dedup, filtered) in ARMS.items():
+    for name, (dedup, keep) in ARMS.items():
         began = time.monotonic()
-        shards = make(work, "corpus", work / "corpus.parquet", port, dedup, str(judge), least if filtered else None)
+        shards = make(work, "corpus", work / "corpus.parquet", port, dedup, str(judge), keep and keep.format(least=least))
         selected = time.monotonic() - began
         arms[name] = {"kept": survivors(work, work / "corpus.parquet"), "seconds_to_select": round(selected, 1)}
         models = [train(work, name, shards, seed, seen) for seed in range(1, seeds + 1)]

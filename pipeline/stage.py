@@ -6,7 +6,7 @@ are alive, only the columns that it reads, and never counts, times or isolates f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -89,6 +89,7 @@ class Stage:
     adds: Mapping[str, Column] = {}
     reasons: Mapping[str, str] = {}
     resources: Resources = Resources()
+    files: Sequence[str] = ()  # local files that decide about the output (weights): their content is part of the key
 
     class Config(Strict):
         pass

@@ -48,7 +48,7 @@ class Scores(Stage):
         `offline-scorer`: the bundled demonstration scorer (docs/models/offline_scorer.md)."""
         pretrained: str | None = None
         """The tag of its weights (`openai`, `laion2b_s34b_b79k`, …) or a file of weights; hub and folder models bring theirs, and so does
-        the offline scorer, unless a file of projections is named."""
+        the offline scorer, unless a file of projections is named. A file's content is part of the key, as that of a local folder is."""
         batch: int = Field(256, ge=1)
         """Pairs at once. Part of the key: numbers differ in the last digits with the batch."""
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -69,6 +69,7 @@ class Scores(Stage):
         if self.demonstration:
             # Other weights in a later release give other numbers under another key.
             self.version = Scores.version + 1000 * offline_scorer.VERSION  # type: ignore[misc]
+        self.files = _local_files(self.config.model, self.config.pretrained)
         self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
         if self.config.embeddings:
             kinds = {"image_embedding": "image", "text_embedding": "caption"}
@@ -220,6 +221,14 @@ class Scores(Stage):
 
 def _brings_weights(model: str) -> bool:
     return Path(model).is_dir() or model.startswith(("hf-hub:", "local-dir:"))
+
+
+def _local_files(model: str, pretrained: str | None) -> list[str]:
+    """The local files that make the model what it is: the folder's config and weights, or the file of weights."""
+    folder = Path(model.removeprefix("local-dir:"))
+    if folder.is_dir():
+        return sorted(str(path) for path in folder.iterdir() if path.suffix in (*WEIGHTS, ".json") and path.is_file())
+    return [pretrained] if pretrained and Path(pretrained).is_file() else []
 
 
 def _lists(values: np.ndarray) -> pa.ListArray:

@@ -15,6 +15,7 @@ from PIL import Image
 import pipeline
 from pipeline.catalog import entry
 from pipeline.errors import UserError
+from pipeline.keys import ingredients
 from stages.lib import offline_scorer, offline_towers
 
 if missing := offline_scorer.missing():
@@ -137,7 +138,10 @@ def test_projections_of_one_s_own_training_judge_in_place_of_the_bundled_ones(tm
     mine.write_bytes(offline_scorer.WEIGHTS.read_bytes())
     bundled, own = (pipeline.use("scores", model="offline-scorer", **more)(table()) for more in ({}, {"pretrained": str(mine)}))
     assert own["similarity"].equals(bundled["similarity"])
+    config = {"model": "offline-scorer", "pretrained": str(mine)}
+    before = ingredients([entry("scores", config)])
     mine.write_bytes(b"no weights")
+    assert ingredients([entry("scores", config)]) != before, "other weights under the same name must not find the old scores"
     with pytest.raises(UserError, match=r"mine\.safetensors holds no projections of offline-scorer"):
         entry("scores", {"model": "offline-scorer", "pretrained": str(mine)}).stage.open()
 
