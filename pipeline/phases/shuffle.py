@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,6 +23,7 @@ from pipeline.workers import Done, Job
 
 GROUP_ROWS = 500_000  # rows that one worker signs, and so one file of the exchange: about 850 bytes a caption
 BUCKET_ENTRIES = 4_000_000  # entries of a bucket: about 150 MB while it is sorted
+STEPS = "steps-2"  # the number is raised with the form of what lies there: steps of an older release must not be gone on with
 VERIFY_PAIRS = 50_000  # about 100 MB with their shingles
 
 Source = tuple[str, int, int]  # a committed table of rows: its path, what to add to its row numbers, its row count
@@ -35,7 +35,7 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
     `sources` are tables with row, fate and what the stage reads. The connection must have a view `alive_rows` of the
     same rows: row, uid, part, and the stage's `payload` column.
     """
-    steps = f"{folder}/steps"
+    steps = f"{folder}/{STEPS}"
     groups = list(_groups(sources))
     total = sum(rows for _, _, rows in sources)
     if not groups:
@@ -118,7 +118,7 @@ def write_sources(con: Any, stage: Any, store: Store, folder: str) -> list[Sourc
     columns = ", ".join(f'"{name}"' for name in ["row", *(n for n in stage.reads if n != "row"), "fate"])
     out: list[Source] = []
     for number, table in enumerate(_cut(views.batches(con, f"SELECT {columns} FROM alive_rows ORDER BY row"), GROUP_ROWS)):
-        path = f"{folder}/steps/rows-{number:05d}.parquet"
+        path = f"{folder}/{STEPS}/rows-{number:05d}.parquet"
         store.write_table(path, table)
         out.append((path, 0, len(table)))
     return out
@@ -159,7 +159,7 @@ class ShuffleWork:
             tables.append(table.set_column(table.schema.get_field_index("row"), "row", pc.add(table["row"], base)))
         rows = pa.concat_tables(tables)
         entries = self.stage.keyed(rows)
-        bucket = (entries["key"].to_numpy() % np.uint64(job["buckets"])).astype(np.int64)
+        bucket = exchange.bucket_of(entries["key"].to_numpy(), job["buckets"])
         exchange.write(self.store, job["out"], entries, bucket, job["buckets"])
         return {"rows": len(rows)}
 

@@ -35,16 +35,37 @@ def first_of(values: np.ndarray) -> np.ndarray:
     return out
 
 
+def spread(keys: np.ndarray) -> np.ndarray:
+    """Keys (uint64, shape (kinds of keys, n)) such that those of each kind lie in a range of their own, and so in few buckets."""
+    kinds = len(keys)
+    first = np.arange(kinds, dtype=np.uint64) * np.uint64((1 << 64) // kinds - 1)
+    out: np.ndarray = keys // np.uint64(kinds + 1) + first[:, None]
+    return out
+
+
 def groups(entries: pa.Table, kind: int) -> Groups:
     """The entries of this kind, without those that are alone under their key."""
     columns = {name: entries[name].to_numpy() for name in ENTRIES.names}
     at = np.flatnonzero(columns.pop("kind") == kind)
+    at = _shared(columns["key"], at)
     at = at[np.argsort(columns["key"][at])]
     first = first_of(columns["key"][at])
     alone = first & np.append(first[1:], True)
     at = at[~alone]
     found = Groups(**{name: values[at] for name, values in columns.items()})
     return found.take(np.lexsort((found.row, found.order, found.key)))
+
+
+def _shared(keys: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Of the entries at `at` those whose key another has too, and a few more: most keys are alone, and to count is cheaper than to sort.
+
+    Counted are other bits of the keys each time. `keys` are hashes, spread evenly.
+    """
+    for shift in (0, 24):
+        bits = min(24, max(1, 4 * len(at)).bit_length())
+        slot = ((keys[at] >> np.uint64(shift)) & np.uint64((1 << bits) - 1)).view(np.int64)
+        at = at[np.bincount(slot, minlength=1 << bits)[slot] > 1]
+    return at
 
 
 def fold(found: Groups) -> Groups:

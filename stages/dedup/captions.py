@@ -136,8 +136,9 @@ class Dedup(Stage):
             at = np.flatnonzero(mask & (points.lengths >= least))
             if not len(at):
                 continue
-            signed = minhash.signatures(shingle_hashes(points.take(at), n), config.num_perm, config.seed)
-            yield at, minhash.band_keys(signed, bands, values, mix(np.uint64(n), numbers[at]))
+            chosen = code_points(texts.take(pa.array(at)))  # cheaper than to take points
+            signed = minhash.signatures(shingle_hashes(chosen, n), config.num_perm, config.seed)
+            yield at, buckets.spread(minhash.band_keys(signed, bands, values, mix(np.uint64(n), numbers[at])))
 
     def pairs(self, entries: pa.Table) -> Pairs:
         """All entries of some keys -> candidates; stars of identical captions; the rows that fall."""
@@ -176,21 +177,25 @@ class Dedup(Stage):
     def verify(self, pairs: pa.Table) -> pa.Table:
         """a, b, text_a, text_b -> edges (EDGES) of the pairs whose true similarity is at least the threshold."""
         texts = pa.concat_arrays([*pairs["text_a"].chunks, *pairs["text_b"].chunks, pa.array([], pa.string())]).dictionary_encode()
-        shingled, numbers = self._exact(normal_batch(texts.dictionary))
+        forms = normal_batch(texts.dictionary)
+        numbers = number_hashes(forms) if self.config.same_numbers else np.zeros(len(forms), dtype=np.uint64)
+        shingled, place = self._exact(forms)
         ends = texts.indices.to_numpy()
         a, b = ends[: len(pairs)], ends[len(pairs) :]
-        near = similar(shingled, a, b, self.config.threshold) & (numbers[a] == numbers[b])
+        near = similar(shingled, place[a], place[b], self.config.threshold) & (numbers[a] == numbers[b])
         return proven_table(pairs["a"].to_numpy()[near], pairs["b"].to_numpy()[near])
 
     def _exact(self, texts: pa.StringArray) -> tuple[Ragged, np.ndarray]:
-        """64-bit hashes of the shingles of each text, those of another length being others, and the hash of its numbers."""
-        config = self.config
-        points = code_points(texts)
-        dense = dense_script(points)
-        wide, narrow = (shingle_hashes(points, n, bits=64) for n in (config.ngram, config.cjk_ngram))
-        both = Ragged(np.concatenate([wide.values, ~narrow.values]), np.concatenate([wide.offsets, wide.offsets[-1] + narrow.offsets[1:]]))
-        chosen = both.take(np.arange(len(texts)) + dense * len(texts))
-        return chosen, number_hashes(texts) if config.same_numbers else np.zeros(len(texts), dtype=np.uint64)
+        """64-bit hashes of the shingles of each text, those of another length being others, and where each text's are among them."""
+        dense = dense_script(code_points(texts))
+        order = np.argsort(dense, kind="stable")
+        wide, narrow = (texts.take(pa.array(np.flatnonzero(mask))) for mask in (~dense, dense))
+        one = shingle_hashes(code_points(wide), self.config.ngram, bits=64)
+        other = shingle_hashes(code_points(narrow), self.config.cjk_ngram, bits=64)
+        both = Ragged(np.concatenate([one.values, ~other.values]), np.concatenate([one.offsets, one.offsets[-1] + other.offsets[1:]]))
+        place = np.empty(len(texts), dtype=np.int64)
+        place[order] = np.arange(len(texts))
+        return both, place
 
     def components(self, edges: Iterable[pa.Table]) -> Labels:
         """Clusters of all edges, and counts."""

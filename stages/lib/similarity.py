@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from stages.lib.mix import mix64
 from stages.lib.shingles import Ragged
 
-ELEMENTS = 1 << 21  # of both sets of the pairs that are compared at a time: 16 MB
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+ELEMENTS = 1 << 20  # of both sets of the pairs that are compared at a time: 25 MB
+OWNERS = 1 << 14  # sets that are sorted at a time
 BITS = 1024  # of a set's bitmap; a caption has some 60 shingles
 ROWS = 1 << 14  # sets or pairs whose bitmaps are held unpacked or joined at a time
 
@@ -25,18 +32,23 @@ def similar(sets: Ragged, a: np.ndarray, b: np.ndarray, least: float) -> np.ndar
 
 
 def jaccard(sets: Ragged, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The similarity of the sets at `a` and `b`: float64, shape (pairs,), 0 where both are empty."""
-    distinct = _distinct(sets)
-    lengths = distinct.lengths
-    ends = np.cumsum(lengths[a] + lengths[b])
-    out = np.zeros(len(a))
+    """The similarity of the sets at `a` and `b`: float64, shape (pairs,), 0 where both are empty.
+
+    Sets are sorted rows of a sparse matrix, and scipy merges those of a pair.
+    """
+    matrix = _matrix(sets)
+    size = np.diff(matrix.indptr)
+    ends = np.cumsum(size[a] + size[b])
+    common = np.zeros(len(a), dtype=np.int64)
     start = 0
     while start < len(a):
         done = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + ELEMENTS, side="right")))
-        out[start:stop] = _counted(distinct, a[start:stop], b[start:stop])
+        left, right = matrix[a[start:stop]], matrix[b[start:stop]]
+        left.has_canonical_format = right.has_canonical_format = True  # which it would look for again
+        common[start:stop] = np.diff(left.multiply(right).indptr)
         start = stop
-    return out
+    return np.asarray(common / np.maximum(size[a] + size[b] - common, 1))
 
 
 def _bounds(sets: Ragged, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -69,23 +81,22 @@ def _bitmaps(sets: Ragged) -> np.ndarray:
     return out
 
 
-def _distinct(sets: Ragged) -> Ragged:
-    """Each set's different values, numbered from 0 over all sets."""
-    _, number = np.unique(sets.values, return_inverse=True)
-    owner = np.repeat(np.arange(len(sets.offsets) - 1), sets.lengths)
-    both = np.sort((owner << 32) | number)  # numpy's unique would hash, at a third of the speed
-    both = both[np.append(True, both[1:] != both[:-1])[: len(both)]]
-    offsets = np.searchsorted(both >> 32, np.arange(len(sets.offsets)))
-    return Ragged(both & 0xFFFFFFFF, offsets)
+def _matrix(sets: Ragged) -> csr_array:
+    """A row a set, which has ones in the columns of its values; of a value's hash 48 bits count, so two of a pair of captions are taken
+    for one with a probability below 10^-10."""
+    from scipy.sparse import csr_array
 
-
-def _counted(sets: Ragged, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A value that stands twice in a pair's joined sets is in both."""
-    pair = np.arange(len(a))
-    left, right = sets.take(a), sets.take(b)
-    joined = np.concatenate([(np.repeat(pair, left.lengths) << 32) | left.values, (np.repeat(pair, right.lengths) << 32) | right.values])
-    joined.sort()
-    twice = joined[1:][joined[1:] == joined[:-1]]
-    common = np.bincount(twice >> 32, minlength=len(a))
-    union = left.lengths + right.lengths - common
-    return np.asarray(common / np.maximum(union, 1))
+    n = len(sets.offsets) - 1
+    columns, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
+    for start in range(0, n, OWNERS):
+        offsets = sets.offsets[start : min(start + OWNERS, n) + 1]
+        owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
+        both = (owner << np.uint64(48)) | (mix64(sets.values[offsets[0] : offsets[-1]]) >> np.uint64(16))
+        both.sort()
+        both = both[np.append(True, both[1:] != both[:-1])[: len(both)]]
+        columns.append((both & np.uint64((1 << 48) - 1)).view(np.int64))
+        sizes.append(np.bincount((both >> np.uint64(48)).view(np.int64), minlength=len(offsets) - 1))
+    joined = np.concatenate(columns)
+    out = csr_array((np.ones(len(joined), dtype=np.int8), joined, np.cumsum(np.concatenate(sizes))), shape=(n, 1 << 48))
+    out.has_canonical_format = True
+    return out
