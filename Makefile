@@ -19,11 +19,11 @@ bin     := .venv/bin
 venv    := @PYTHON="$(PYTHON)" sh scripts/venv.sh
 set     := $(foreach pair,$(SET),--set $(pair))
 short   := "captions --rounds 1" "shards --rounds 2" "scores --pairs 64 --rounds 1" "images --rows 1000 --rounds 1" \
-           "latency --rows 4000 --rounds 1" "scale --rows 1000 5000" "dedup --peer-rows 10000" "download_latency --rows 4000" "train_reading --samples 1000 --rounds 1"
+           "latency --rows 4000 --rounds 1" "scale --rows 1000 5000" "dedup --rows 200000 --peer-rows 200000 --peers datasketch" "download_latency --rows 4000" "train_reading --samples 1000 --rounds 1"
 checked := pipeline stages tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench-setup bench clean
+.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench-setup bench-setup-dedup bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,12 @@ bench-setup: ## the programs that benchmarks compare with, in venvs of their own
 	@for peer in img2dataset==1.47.0 daft==0.7.26; do \
 		folder=.bench/$${peer%%=*}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
 		$$folder/bin/pip install -qq --disable-pip-version-check -c constraints.txt $$peer || exit 1; \
+	done
+
+bench-setup-dedup: ## the peers of `make bench BENCH="dedup --rows 1000000 --peer-rows 1000000"`: 2.4 GB below .bench
+	@for peer in text-dedup==0.4.0 py-data-juicer==1.6.1; do \
+		name=$${peer%%==*}; folder=.bench/$${name#py-}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
+		$$folder/bin/pip install -qq --disable-pip-version-check $$peer || exit 1; \
 	done
 
 bench: bench-setup ## a short form of all benchmarks (BENCH="images --rows 4000" for one of them, with its own options)

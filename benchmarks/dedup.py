@@ -1,24 +1,25 @@
-"""Caption dedup, whole: `python benchmarks/dedup.py [DATA] [--rows 100000] [--peer-rows 100000] [--peers datasketch]`.
+"""Caption dedup, whole: `python benchmarks/dedup.py [DATA] [--rows 100000 …] [--peer-rows 50000] [--peers datasketch text-dedup …]`.
 
 Captions of benchmarks/captions_generator.py. Ours: a run of shardmill whose URLs are refused unasked, less the same run without dedup (both
-whole process trees, so that Ray, reading and writing count): CPU seconds, wall, peak memory of all processes. Peers: datasketch's MinHash
-generator and MinHashLSH, insert and query, in a process of its own. For each, of sampled pairs: the share of true near-duplicates (same
-cluster of the generator, J >= 0.7 of 5-character shingles) that ends in one cluster, and the share of joined pairs that are true.
+whole process trees, so that Ray, reading and writing count): CPU seconds, wall, peak memory of all processes, and over several sizes the
+slope. Peers (benchmarks/dedup_peers.py) on the same captions, each in a process of its own, what a run of a few rows costs taken off. For
+each, of sampled pairs: the share of true near-duplicates (same cluster of the generator, J >= 0.7 of 5-character shingles) that ends in one
+cluster, and the share of joined pairs that are true.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
+import shutil
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -33,7 +34,10 @@ from stages.lib.shingles import shingles
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD, SHINGLE, PERMUTATIONS, SAMPLED = 0.7, 5, 128, 5000
-TARGETS = {"datasketch": 20.0}
+TARGETS = {"datasketch": 20.0, "text-dedup": 5.0, "data-juicer": 5.0}
+PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
+QUIET = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+FEW = 100  # rows of the run that shows what a peer's start costs
 
 
 def write_list(path: Path, real: list[str], rows: int) -> None:
@@ -60,36 +64,33 @@ def shardmill(work: Path, listed: Path, dedup: bool) -> tuple[Cost, Path]:
     return spent, work / "runs" / name
 
 
-def ours(work: Path, listed: Path) -> tuple[float, float, float, list[int]]:
-    """CPU seconds, wall seconds, peak MB, cluster of each row."""
+def ours(work: Path, listed: Path) -> tuple[Cost, list[int]]:
+    """What dedup alone costs, peak memory being that of the whole run; the cluster of each row."""
     plain, _ = shardmill(work, listed, dedup=False)
     whole, run = shardmill(work, listed, dedup=True)
     parts = sorted((run / "dedup").glob("*/part-*.parquet"))
     names = pq.read_table(parts, columns=["row", "cluster"]).sort_by("row")["cluster"].combine_chunks().dictionary_encode().indices
-    return whole.cpu_s - plain.cpu_s, whole.wall_s - plain.wall_s, whole.peak_mb, names.to_pylist()
+    return Cost(whole.cpu_s - plain.cpu_s, whole.wall_s - plain.wall_s, whole.peak_mb, ""), names.to_pylist()
 
 
-def datasketch(listed: Path, rows: int, told: Path) -> None:
-    """In a process of its own: clusters as union of what each query finds, written to `told` with the CPU seconds of the work."""
-    from datasketch import MinHash, MinHashLSH
-
+def peer(name: str, work: Path, listed: Path, rows: int) -> tuple[Cost, list[int]] | None:
+    """What a peer's own process costs on the first rows, start-up taken off, and its clusters; None where it is not installed."""
+    python = Path(sys.executable) if name == "datasketch" else PEERS / name / "bin" / "python"
+    if not python.exists():
+        print(f"{name}: not in {PEERS}, left out (make bench-setup)")
+        return None
     texts = [normal(text) for text in pq.read_table(listed, columns=["caption"])["caption"].slice(0, rows).to_pylist()]
-    began, parent = time.process_time(), list(range(rows))
-
-    def root(at: int) -> int:
-        while parent[at] != at:
-            parent[at] = parent[parent[at]]
-            at = parent[at]
-        return at
-
-    lsh = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    sets = ([bytes(shingle, "utf-8") for shingle in shingles(text, SHINGLE)] for text in texts)
-    for at, made in enumerate(MinHash.generator(sets, num_perm=PERMUTATIONS)):
-        for found in lsh.query(made):
-            parent[root(at)] = root(found)
-        lsh.insert(at, made)
-    spent = time.process_time() - began
-    told.write_text(json.dumps({"cpu_s": spent, "clusters": [root(at) for at in range(rows)]}))
+    spent = {}
+    for count in (FEW, rows):
+        # text-dedup knows n-grams of words alone, so a character has to be a word
+        spaced = [" ".join(text.replace(" ", "_")) for text in texts[:count]]
+        pq.write_table(pa.table({"text": texts[:count], "spaced": spaced}), work / f"{name}.parquet")
+        told = work / f"{name}-clusters.parquet"
+        script = str(Path(__file__).with_name("dedup_peers.py"))
+        spent[count] = cost([str(python), script, name, str(work / f"{name}.parquet"), str(told)], cwd=work, env=QUIET, timeout=7200)
+    whole, start = spent[rows], spent[FEW]
+    clusters: list[int] = pq.read_table(told)["cluster"].to_pylist()
+    return Cost(whole.cpu_s - start.cpu_s, whole.wall_s - start.wall_s, whole.peak_mb, ""), clusters
 
 
 def judged(listed: Path, clusters: list[int]) -> tuple[float, float]:
@@ -118,46 +119,52 @@ def judged(listed: Path, clusters: list[int]) -> tuple[float, float]:
     return recall, right / len(joined)
 
 
+def line(name: str, listed: Path, spent: Cost, clusters: list[int]) -> float:
+    """Prints what was found; the rows per CPU-second."""
+    rate = len(clusters) / spent.cpu_s
+    recall, precision = judged(listed, clusters)
+    took = f"{spent.cpu_s:.1f} CPU-s, {spent.wall_s:.1f} s, peak {spent.peak_mb:,.0f} MB"
+    print(f"{name:12}{len(clusters):12,} rows: {rate:8,.0f}/CPU-s, {took}, recall {recall:.4f}, precision {precision:.4f}", flush=True)
+    return rate
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("SHARDMILL_TEST_DATA"))
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--peer-rows", type=int, default=50_000)
+    parser.add_argument("--peers", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     given = parser.parse_args()
     if given.data is None:
         print("dedup: no DATA, nothing measured (name the folder, or set SHARDMILL_TEST_DATA)")
         return 0
     real = captions(Path(given.data))["English"]
-    rate = 0.0
+    found: dict[int, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        for rows in given.rows:
+        for rows in sorted({*given.rows, *([given.peer_rows] if given.peers else [])}):
             work = Path(name) / str(rows)
             work.mkdir()
             write_list(work / "list.parquet", real, rows)
-            cpu, wall, peak, clusters = ours(work, work / "list.parquet")
-            recall, precision = judged(work / "list.parquet", clusters)
-            rate = rows / cpu
-            print(
-                f"shardmill  {rows:10,} rows: {rate:8.0f}/CPU-s, {cpu:.1f} CPU-s, {wall:.1f} s, peak {peak:.0f} MB, "
-                f"recall {recall:.4f}, precision {precision:.4f}",
-                flush=True,
-            )
-        told, listed = Path(name) / "told.json", Path(name) / str(given.rows[0]) / "list.parquet"
-        peer_rows = min(given.peer_rows, given.rows[0])
-        cost([sys.executable, str(Path(__file__).resolve()), "datasketch", str(listed), str(peer_rows), str(told)])
-        found = json.loads(told.read_text())
-        recall, precision = judged(listed, found["clusters"])
-        peer = peer_rows / found["cpu_s"]
-        print(
-            f"datasketch {peer_rows:10,} rows: {peer:8.0f}/CPU-s, recall {recall:.4f}, precision {precision:.4f}; ratio {rate / peer:.1f}"
-        )
-    results.add(
-        "dedup: rows per CPU-second, peer datasketch", rate, peer, TARGETS["datasketch"], rate / peer >= TARGETS["datasketch"], rate / peer
-    )
+            spent, clusters = ours(work, work / "list.parquet")
+            found[rows] = line("shardmill", work / "list.parquet", spent, clusters), spent.cpu_s
+            shutil.rmtree(work / "runs")
+        if len(found) > 1:
+            print(f"log-log slope of CPU seconds over rows: {slope({rows: cpu for rows, (_, cpu) in found.items()}):.2f}")
+        listed = Path(name) / str(given.peer_rows) / "list.parquet"
+        for other in given.peers:
+            if measured := peer(other, listed.parent, listed, given.peer_rows):
+                theirs, mine = line(other, listed, *measured), found[given.peer_rows][0]
+                results.add(
+                    f"dedup: rows per CPU-second, {given.peer_rows:,} rows, peer {other}",
+                    mine, theirs, TARGETS[other], mine / theirs >= TARGETS[other], mine / theirs,
+                )  # fmt: skip
+                print(f"{'':12}ratio {mine / theirs:.1f}, target {TARGETS[other]:g}", flush=True)
     return 0
 
 
+def slope(cpu: dict[int, float]) -> float:
+    return float(np.polyfit(np.log(list(cpu)), np.log(list(cpu.values())), 1)[0])
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["datasketch"]:
-        sys.exit(datasketch(Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))
     sys.exit(main())
