@@ -79,7 +79,7 @@ docs: ## writes docs/reference and configs/schema.json from the code
 	@$(bin)/python docs/generate.py
 
 bench-setup: ## the programs that benchmarks compare with, in venvs of their own below .bench
-	@for peer in img2dataset==1.47.0 daft==0.7.26; do \
+	@for peer in img2dataset==1.47.0 daft==0.7.26 py-spy==0.4.3; do \
 		folder=.bench/$${peer%%=*}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
 		$$folder/bin/pip install -qq --disable-pip-version-check -c constraints.txt $$peer || exit 1; \
 	done
