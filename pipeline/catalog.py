@@ -19,6 +19,7 @@ from pipeline.stage import COMMON_REASONS, KEPT, Column, Stage
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
     "captions": "stages.captions:Captions",
+    "concepts": "stages.concepts:Concepts",
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
     "images": "stages.images:Images",

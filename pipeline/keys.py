@@ -27,7 +27,7 @@ def ingredients(entries: list[Entry], **more: Any) -> dict[str, Any]:
             "version": entry.stage.version,
             "config": keyed_config(entry.stage.config),
             **({"source": entry.source} if entry.source else {}),
-            **({"files": {Path(path).name: content(path) for path in entry.stage.files}} if entry.stage.files else {}),
+            **({"files": [content(path) for path in entry.stage.files]} if entry.stage.files else {}),
         }
         for entry in entries
     }

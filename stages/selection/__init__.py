@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Stage
 from stages.selection import subset
-from stages.selection.expressions import check_number, columns_of, wrapped
+from stages.selection.expressions import check_number, check_texts, columns_of, wrapped
 from stages.selection.rules import NEAR_DUPLICATE, Rule, Rules
 
 SHOWN_COLUMNS = 4  # how many of a rule's columns a detail quotes
@@ -79,8 +79,11 @@ def _columns_of(rule: Rule, columns: Mapping[str, pa.DataType]) -> list[str]:
     if rule.keep is not None:
         return columns_of(rule.keep, columns, rule.name)
     if rule.top_fraction is not None:
-        check_number(rule.by, columns, rule.name)
-        return [rule.by]
+        check_number(rule.column, columns, rule.name)
+        return [rule.column]
+    if rule.max_per_concept is not None:
+        check_texts(rule.column, columns, rule.name)
+        return [rule.column]
     return []
 
 
@@ -141,10 +144,12 @@ def _value(name: str) -> str:
 
 
 def _choose(con: Any, rule: Rule, seed: int) -> None:
-    """Applies a rule that looks at all rows: top_fraction, sample or subset_file."""
+    """Applies a rule that looks at all rows: all ways but keep."""
     ((rows,),) = con.execute(f"SELECT count(*) FROM choice WHERE fate = '{KEPT}'").fetchall()
     if rule.top_fraction is not None:
         _top(con, rule, rows, int(rows * rule.top_fraction))
+    elif rule.max_per_concept is not None:
+        _balance(con, rule, rule.max_per_concept, seed)
     elif rule.sample is not None:
         con.execute(
             f"CREATE OR REPLACE TEMP TABLE chosen AS SELECT row FROM choice WHERE fate = '{KEPT}' "
@@ -166,13 +171,27 @@ def _top(con: Any, rule: Rule, rows: int, place: int) -> None:
 
     Nulls and NaN stand last and never pass. Where fewer than `place` + 1 rows have a value, all of those stay.
     """
-    value = _number(rule.by)
+    value = _number(rule.column)
     found = con.execute(
         f"SELECT v FROM (SELECT {value} AS v FROM choice WHERE fate = '{KEPT}') WHERE v IS NOT NULL ORDER BY v DESC LIMIT 1 OFFSET {place}"
     ).fetchone()
     test = f"{value} IS NULL" if found is None else f"coalesce({value} < CAST('{found[0]!r}' AS DOUBLE), true)"
     least = "" if found is None else f" < {found[0]:.6g}"
-    _drop(con, test, rule.name, f"{_value(rule.by)} || {_text(f'{least}; {rule.meaning} of {rows} rows')}")
+    _drop(con, test, rule.name, f"{_value(rule.column)} || {_text(f'{least}; {rule.meaning} of {rows} rows')}")
+
+
+def _balance(con: Any, rule: Rule, most: int, seed: int) -> None:
+    """Algorithm 1 of MetaCLIP's paper (Xu et al. 2023): a row is drawn for each of its concepts with probability min(1, most / rows that
+    hold it). The draw is a hash, so a greater `most` keeps what a smaller one kept, of the same rows."""
+    held = f"SELECT row, uid, unnest(list_distinct(\"{rule.column}\")) AS concept FROM choice WHERE fate = '{KEPT}'"
+    drawn = f"md5_number_upper(concat_ws(':', {seed}, uid, concept)) / 18446744073709551616.0 < {most} / n"
+    counts = "SELECT concept, count(*) AS n FROM held GROUP BY concept"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE chosen AS WITH held AS ({held}), counts AS ({counts}) "
+        f"SELECT DISTINCT row FROM held JOIN counts USING (concept) WHERE {drawn}"
+    )
+    _drop(con, "row NOT IN (SELECT row FROM chosen)", rule.name, f"{_value(rule.column)} || {_text(f'; {rule.meaning}')}")
+    con.execute("DROP TABLE chosen")
 
 
 def _number(name: str) -> str:

@@ -104,6 +104,15 @@ def check_number(column: str, columns: Mapping[str, pa.DataType], rule: str) -> 
         raise UserError(f"{_place(rule)}: {column} holds {kind}, and only numbers have an order of merit")
 
 
+def check_texts(column: str, columns: Mapping[str, pa.DataType], rule: str) -> None:
+    """Refuses a column that is not there or holds no lists of texts."""
+    if column not in columns:
+        raise UserError(f"{_place(rule)}: unknown column {column}; {_nearest(column, columns)} (the stage concepts makes lists of words)")
+    kind = columns[column]
+    if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+        raise UserError(f"{_place(rule)}: {column} holds {kind}, and max_per_concept needs lists of texts (stage concepts)")
+
+
 def _nearest(name: str, names: Any) -> str:
     near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(names))}"

@@ -15,7 +15,7 @@ NEAR_DUPLICATE = {
     "near_duplicate_image": "another row of its cluster of near-duplicate images is kept",
 }
 RESERVED = {KEPT, *NEAR_DUPLICATE, *COMMON_REASONS}
-WAYS = ("keep", "top_fraction", "sample", "subset_file")
+WAYS = ("keep", "top_fraction", "sample", "subset_file", "max_per_concept")
 
 
 class Rule(Strict):
@@ -27,12 +27,16 @@ class Rule(Strict):
     """Boolean expression over the row's columns, in DuckDB's SQL; rows for which it is false, null or fails are dropped."""
     top_fraction: float | None = Field(None, gt=0, le=1)
     """Keep this share of the rows with the greatest `by`, ties as in DataComp: the value at place int(N * share), and all equal to it."""
-    by: str = "similarity"
-    """The numeric column that `top_fraction` compares."""
+    by: str | None = None
+    """The column that the rule looks at: `top_fraction` a numeric one, `similarity` by default; `max_per_concept` one of lists of texts,
+    `concepts` by default."""
     sample: int | None = Field(None, ge=0)
     """Keep so many rows, chosen by md5(run.seed, uid)."""
     subset_file: str | None = Field(None, min_length=1)
     """Keep the rows whose uid stands in this file: DataComp's .npy of (u8, u8) pairs, .txt (a uid a line) or .parquet (column uid)."""
+    max_per_concept: int | None = Field(None, ge=1)
+    """MetaCLIP's balancing: of a concept that more rows hold, about this many are drawn, by hash of run.seed, uid and concept; a row stays
+    if any of its concepts draws it. Rows without a concept fall."""
     subset_sha256: str | None = None
     """SHA-256 of subset_file; filled in by reading the file, so that a changed file is another selection."""
 
@@ -56,11 +60,16 @@ class Rule(Strict):
         given = [way for way in WAYS if getattr(self, way) is not None]
         if len(given) != 1:
             raise ValueError(f"rule {self.name} needs exactly one of {', '.join(WAYS)}; it has {' and '.join(given) or 'none'}")
-        if "by" in self.model_fields_set and self.top_fraction is None:
-            raise ValueError(f"rule {self.name}: by belongs to top_fraction")
+        if self.by is not None and self.top_fraction is None and self.max_per_concept is None:
+            raise ValueError(f"rule {self.name}: by belongs to top_fraction or max_per_concept")
         if self.name in RESERVED:
             raise ValueError(f"the name {self.name} is taken; reserved are {', '.join(sorted(RESERVED))}")
         return self
+
+    @property
+    def column(self) -> str:
+        """What `by` says, or its default."""
+        return self.by or ("similarity" if self.max_per_concept is None else "concepts")
 
     @property
     def meaning(self) -> str:
@@ -68,9 +77,11 @@ class Rule(Strict):
         if self.keep is not None:
             return f"keep: {' '.join(self.keep.split())}"
         if self.top_fraction is not None:
-            return f"keep the top {self.top_fraction:g} by {self.by}"
+            return f"keep the top {self.top_fraction:g} by {self.column}"
         if self.sample is not None:
             return f"keep {self.sample} rows, chosen by chance"
+        if self.max_per_concept is not None:
+            return f"keep about {self.max_per_concept} rows of each of {self.column}"
         return f"keep the uids in {self.subset_file}"
 
 

@@ -292,3 +292,28 @@ def test_every_row_has_a_shard_and_sizes_differ_by_at_most_one(kept: list[bool],
 def test_order_input_numbers_all_rows_as_img2dataset_does(con: Any) -> None:
     found = choose(con, table([{"fate": "download:timeout"} if at in (0, 4) else {} for at in range(7)]), samples=3, order="input")
     assert [(line["shard"], line["index"]) for line in found] == [(at // 3, at % 3) for at in range(7)]
+
+
+def concepts(held: list[list[str]]) -> pa.Table:
+    return table([{} for _ in held]).append_column("concepts", pa.array(held, pa.list_(pa.string())))
+
+
+def test_balancing_keeps_rare_concepts_whole_and_draws_about_as_many_of_the_others(con: Any) -> None:
+    known = concepts([["dog"]] * 3000 + [["dog", "okapi"]] * 20 + [["okapi"]] * 30 + [[]] * 5)
+    rules = [{"name": "balance", "max_per_concept": 300}]
+    found = choose(con, known, rules)
+    kept = [fate == "kept" for fate in fates(found)]
+    assert all(kept[3000:3050]), "a row stays where any of its concepts is rare"
+    assert not any(kept[3050:]), "no concept, no row"
+    assert 250 < sum(kept[:3000]) < 350
+    assert found[3052]["detail"] == "concepts []; keep about 300 rows of each of concepts"
+    assert fates(choose(con, known, rules)) == fates(found)
+    assert fates(choose(con, known, rules, seed=8)) != fates(found)
+    fewer = [fate == "kept" for fate in fates(choose(con, known, [{"name": "balance", "max_per_concept": 100}]))]
+    assert all(more or not less for more, less in zip(kept, fewer, strict=True)), "a greater number keeps what a smaller one kept"
+
+
+@pytest.mark.parametrize(("by", "said"), [(None, "unknown column concepts"), ("caption", "needs lists of texts")])
+def test_balancing_wants_lists_of_texts(con: Any, by: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        choose(con, table([{}]), [{"name": "balance", "max_per_concept": 3, **({"by": by} if by else {})}])
