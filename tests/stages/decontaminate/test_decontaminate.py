@@ -1,0 +1,110 @@
+"""Evaluation images found again by hash and by embedding, in folders, tars and Parquet."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import pipeline
+from pipeline.catalog import entry
+from pipeline.errors import UserError
+from pipeline.keys import ingredients
+
+
+def picture(seed: int, side: int = 256) -> Image.Image:
+    """Smooth noise: as different from others of its kind as photographs are."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def hashes(bodies: list[bytes]) -> list[str | None]:
+    out: list[str | None] = pipeline.use("images", size=64)(pa.table({"body": pa.array(bodies, pa.large_binary())}))["phash"].to_pylist()
+    return out
+
+
+def marked(sets: dict[str, str], phashes: list[str | None], **options: Any) -> list[tuple[str | None, int | None]]:
+    table = pipeline.use("decontaminate", sets=sets, **options)(pa.table({"phash": pa.array(phashes, pa.string())}))
+    return list(zip(table["eval_match"].to_pylist(), table["eval_distance"].to_pylist(), strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "eval" / "deep").mkdir(parents=True)
+    (tmp_path / "eval" / "a.jpg").write_bytes(encoded(picture(1)))
+    (tmp_path / "eval" / "deep" / "b.png").write_bytes(encoded(picture(2), "PNG"))
+    (tmp_path / "eval" / "flat.png").write_bytes(encoded(Image.new("RGB", (50, 50), (9, 9, 9)), "PNG"))
+    (tmp_path / "eval" / "notes.txt").write_text("no image")
+    return tmp_path / "eval"
+
+
+def test_other_sizes_and_encodings_are_found_in_a_folder_and_others_are_not(folder: Path) -> None:
+    bodies = [encoded(picture(1).resize((120, 120)), quality=50), encoded(picture(2), "WEBP", quality=60), encoded(picture(3)), b"no image"]
+    bodies.append((folder / "flat.png").read_bytes())
+    found = marked({"coco": str(folder)}, hashes(bodies))
+    assert [match for match, _ in found] == ["coco/a.jpg", "coco/b.png", None, None, None]
+    assert all((distance is None) == (match is None) for match, distance in found)
+    assert marked({"coco": str(folder)}, hashes(bodies), max_distance=0)[2:] == [(None, None)] * 3
+
+
+def test_sets_in_tars_and_in_parquet(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, body in {"000.jpg": encoded(picture(5)), "000.txt": b"words"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    (made,) = hashes([encoded(picture(6))])
+    pq.write_table(pa.table({"key": ["k0", None], "phash": [made, None]}), tmp_path / "set.parquet")
+    sets = {"tars": str(tmp_path / "00000.tar"), "table": str(tmp_path / "set.parquet"), "files": str(folder)}
+    found = marked(sets, hashes([encoded(picture(at)) for at in (5, 6, 1, 7)]))
+    assert found == [("tars/000.jpg", 0), ("table/k0", 0), ("files/a.jpg", 0), (None, None)]
+
+
+def test_crops_are_found_by_embedding(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    known = rng.normal(size=(3, 8))
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    type_ = pa.list_(pa.float16())
+    pq.write_table(
+        pa.table(
+            {"key": list("abc"), "phash": pa.nulls(3, pa.string()), "image_embedding": pa.array(list(known.astype(np.float16)), type_)}
+        ),
+        tmp_path / "set.parquet",
+    )
+    stage = pipeline.use("decontaminate", sets={"s": str(tmp_path / "set.parquet")}, min_similarity=0.95)
+    mine = pa.array([known[1].astype(np.float16), -known[1].astype(np.float16), None], type_)
+    table = stage(pa.table({"phash": pa.nulls(3, pa.string()), "image_embedding": mine}))
+    assert table["eval_match"].to_pylist() == ["s/b", None, None]
+    assert table["eval_similarity"].to_pylist() == [pytest.approx(1, abs=2e-3), None, None]
+
+
+def test_what_cannot_be_compared_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no"):
+        entry("decontaminate", {"sets": {"x": str(tmp_path / "none")}})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        entry("decontaminate", {"sets": {"x": str(tmp_path / "empty")}}).stage.check_ready()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="needs Parquet with image_embedding"):
+        entry("decontaminate", {"sets": {"x": str(folder)}, "min_similarity": 0.9}).stage.check_ready()  # type: ignore[attr-defined]
+    (folder / "a.jpg").write_bytes(b"\xff\xd8\xffbroken")
+    with pytest.raises(UserError, match=r"a\.jpg cannot be compared"):
+        entry("decontaminate", {"sets": {"x": str(folder)}}).stage.open()
+
+
+def test_another_image_in_a_set_is_another_key(folder: Path) -> None:
+    before = ingredients([entry("decontaminate", {"sets": {"x": str(folder)}})])
+    (folder / "a.jpg").write_bytes(encoded(picture(9)))
+    assert ingredients([entry("decontaminate", {"sets": {"x": str(folder)}})]) != before
