@@ -24,6 +24,7 @@ BUILT_IN: Mapping[str, str] = {
     "download": "stages.download.stage:Download",
     "images": "stages.images:Images",
     "scores": "stages.scores:Scores",
+    "heads": "stages.heads:Heads",
     "decontaminate": "stages.decontaminate:Decontaminate",
     "image_dedup": "stages.dedup.images:ImageDedup",
     "selection": "stages.selection:Selection",

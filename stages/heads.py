@@ -1,0 +1,163 @@
+"""heads: further judges as columns, each a small network on the image embedding that `scores` keeps, as LAION's aesthetic head is.
+
+A head is a stack of linear layers in a file of weights; what it means is the file's affair. Embeddings are float16 and normalised, as those
+that LAION's heads were trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from pipeline.errors import UserError
+from pipeline.stage import Column, Stage, Strict
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+class Head(Strict):
+    """One judge."""
+
+    file: str
+    """A local file: .safetensors, or torch's state dict (.pt, .pth: weights alone are read, never code). Its matrices `….weight` of shape
+    (out, in), with `….bias` where there is one, are applied in the order of their names, numbers in a name counting as numbers."""
+    between: Literal["none", "relu", "gelu"] = "none"
+    """What stands between two layers; LAION's aesthetic head has nothing but dropout there."""
+    output: Literal["none", "sigmoid", "softmax"] = "none"
+    """What is done to the last layer's values."""
+    index: int = Field(0, ge=0)
+    """Which of the last layer's values is the judgement."""
+
+
+class Options(Strict):
+    """Column name -> head."""
+
+    heads: dict[str, Head] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name, head in self.heads.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"heads.{name}: a column's name has lower-case letters, digits and _ alone")
+            if Path(head.file).suffix not in SUFFIXES:
+                raise ValueError(f"heads.{name}.file: {head.file} is none of {', '.join(SUFFIXES)}")
+            if not Path(head.file).is_file():
+                raise ValueError(f"heads.{name}.file: there is no {head.file}")
+        return self
+
+
+class Heads(Stage):
+    """Applies all heads to the image embedding; a row without one gets nulls."""
+
+    name = "heads"
+    version = 1
+    reads = {"image_embedding": Column(pa.list_(pa.float16()), "normalised embedding of the image (scores.embeddings: true)")}
+
+    class Config(Options):
+        pass
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.files = [head.file for head in self.config.heads.values()]
+        self.adds = {
+            name: Column(pa.float32(), f"judgement of the head {Path(head.file).name} on the image embedding")
+            for name, head in self.config.heads.items()
+        }
+
+    def check_ready(self) -> None:
+        """Raises UserError for a file that is no stack of layers."""
+        for name, head in self.config.heads.items():
+            layers(name, head)
+
+    def open(self) -> None:
+        self._layers = {name: layers(name, head) for name, head in self.config.heads.items()}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        embedded = table["image_embedding"]
+        have = np.flatnonzero(embedded.is_valid().to_numpy())
+        given = embedded.take(have).combine_chunks()
+        inputs = given.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(have), -1)
+        for name, head in self.config.heads.items():
+            out = np.full(len(table), np.nan, dtype=np.float32)
+            if len(have):
+                out[have] = judged(name, head, self._layers[name], inputs)
+            missing = pc.invert(embedded.is_valid())
+            table = table.append_column(name, pa.array(out, pa.float32(), mask=missing.to_numpy()))
+        return table
+
+
+def judged(name: str, head: Head, stack: list[tuple[np.ndarray, np.ndarray]], inputs: np.ndarray) -> np.ndarray:
+    """float32, shape (n,): what the head says of embeddings (float32, shape (n, width)). Raises UserError for another width."""
+    if inputs.shape[1] != stack[0][0].shape[1]:
+        raise UserError(f"stages.heads.heads.{name}: the head takes {stack[0][0].shape[1]} values, the embedding has {inputs.shape[1]}")
+    values = inputs
+    for at, (weight, bias) in enumerate(stack):
+        values = values @ weight.T + bias
+        if at + 1 < len(stack):
+            values = _between(values, head.between)
+    if head.output == "softmax":
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+        values = values / values.sum(axis=1, keepdims=True)
+    found: np.ndarray = values[:, head.index]
+    if head.output == "sigmoid":
+        found = 1 / (1 + np.exp(-found))
+    return found
+
+
+def _between(values: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "relu":
+        return np.maximum(values, 0)
+    if kind == "gelu":
+        from scipy.special import erf
+
+        out: np.ndarray = values * 0.5 * (1 + erf(values / np.sqrt(2, dtype=values.dtype)))
+        return out
+    return values
+
+
+def layers(name: str, head: Head) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(weight of shape (out, in), bias of shape (out,)) of each layer, float32. Raises UserError."""
+    where = f"stages.heads.heads.{name}: {head.file}"
+    try:
+        tensors = _read(head.file)
+    except ModuleNotFoundError as err:
+        raise UserError(f'{where} needs {err.name}: make setup EXTRAS=clip, or pip install "shardmill[clip]"') from err
+    except Exception as err:  # a file of strangers: readers raise errors of many kinds
+        raise UserError(f"{where} cannot be read: {' '.join(str(err).split())[:200]}") from err
+    stack = []
+    for key in sorted((key for key, value in tensors.items() if key.endswith("weight") and value.ndim == 2), key=_natural):
+        weight = tensors[key].astype(np.float32)
+        bias = tensors.get(f"{key.removesuffix('weight')}bias", np.zeros(len(weight)))
+        stack.append((weight, bias.astype(np.float32)))
+    if not stack:
+        raise UserError(f"{where} holds no linear layer; it has {', '.join(sorted(tensors)[:8]) or 'nothing'}")
+    for (before, _), (after, _) in itertools.pairwise(stack):
+        if after.shape[1] != len(before):
+            raise UserError(f"{where} is no stack of layers: one gives {len(before)} values, the next takes {after.shape[1]}")
+    if head.index >= len(stack[-1][0]):
+        raise UserError(f"stages.heads.heads.{name}.index: {head.index}, but the last layer gives {len(stack[-1][0])} values")
+    return stack
+
+
+def _read(file: str) -> Mapping[str, np.ndarray]:
+    if file.endswith(".safetensors"):
+        from safetensors.numpy import load_file
+
+        found: dict[str, np.ndarray] = load_file(file)
+        return found
+    import torch
+
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return {key: value.float().numpy() for key, value in state.items()}
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
