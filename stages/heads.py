@@ -108,13 +108,13 @@ def judged(name: str, head: Head, stack: list[tuple[np.ndarray, np.ndarray]], in
         values = values / values.sum(axis=1, keepdims=True)
     found: np.ndarray = values[:, head.index]
     if head.output == "sigmoid":
-        found = 1 / (1 + np.exp(-found))
+        found = np.asarray(1 / (1 + np.exp(-found)))
     return found
 
 
 def _between(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "relu":
-        return np.maximum(values, 0)
+        return np.asarray(np.maximum(values, 0))
     if kind == "gelu":
         from scipy.special import erf
 
