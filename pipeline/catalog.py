@@ -18,6 +18,8 @@ from pipeline.stage import COMMON_REASONS, KEPT, Column, Stage
 
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
+    "subtitles": "stages.subtitles:Subtitles",
+    "segments": "stages.segments:Segments",
     "captions": "stages.captions:Captions",
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",

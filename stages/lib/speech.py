@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from stages.lib.subtitles.model import Cue
 
@@ -20,6 +21,8 @@ _SPEAKER = re.compile(r"(?:>>+|&gt;&gt;|[-–—](?=\s|\w))\s*")
 _END = re.compile(r"(?:[.!?…]|[。！？؟।])[\"'”’»)\]]*$")
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _ABBREVIATION = re.compile(r"(?:mr|mrs|ms|dr|prof|st|vs|etc|no|jr|sr|e\.g|i\.e|[a-z])\.$", re.I)
+Said = tuple[str, int, int, bool, bool]
+"""Text, start and end in milliseconds, and whether the file gives either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +68,21 @@ def in_turn(cues: Sequence[Cue]) -> list[Cue]:
             merged.append(Cue(cue.start_s, max(last.end_s, cue.end_s), f"{last.text}\n{cue.text}"))
         else:
             merged.append(cue)
+    if not merged:
+        return []
     nexts = [cue.start_s for cue in merged[1:]]
     return [Cue(cue.start_s, min(cue.end_s, after), cue.text, cue.words) for cue, after in zip(merged, [*nexts, float("inf")], strict=True)]
 
 
 def tokens_of(cue: Cue, exact: bool) -> list[Token]:
     """The tokens of a cue, without asides in brackets and signs for speakers. `exact`: its words' times are to be trusted."""
-    timed = [(word.text, ms(word.start_s), ms(word.end_s)) for word in cue.words] or _shared_out(cue)
-    known = exact and bool(cue.words)
+    timed = _timed(cue, exact) or _shared_out(cue.text, ms(cue.start_s), ms(cue.end_s))
     out: list[Token] = []
     speaker, inside = False, False
-    for n, (said, start, end) in enumerate(timed):
+    for n, (said, start, end, start_known, end_known) in enumerate(timed):
         text = said
         first, last = n == 0, n == len(timed) - 1
-        inside = inside or (text.startswith("[") and any("]" in other for other, _, _ in timed[n:]))
+        inside = inside or (text.startswith("[") and any("]" in other[0] for other in timed[n:]))
         if inside:
             inside = "]" not in text
             continue
@@ -91,7 +95,7 @@ def tokens_of(cue: Cue, exact: bool) -> list[Token]:
             _attach(out, text)
             continue
         stop = min(end, ms(cue.end_s))
-        out.append(Token(text, start, max(start, stop), known or first, known or last, speaker))
+        out.append(Token(text, start, max(start, stop), start_known or first, end_known or last, speaker))
         speaker = False
     return out
 
@@ -103,14 +107,25 @@ def _attach(out: list[Token], text: str) -> None:
         out[-1] = Token(f"{last.text} {text}", last.start, last.end, last.start_known, last.end_known, last.speaker)
 
 
-def _shared_out(cue: Cue) -> list[tuple[str, int, int]]:
-    """The words of a cue with times in proportion to their letters; CJK parts at the ends of its sentences."""
-    parts: list[str] = _PARTS.findall(cue.text)
+def _timed(cue: Cue, exact: bool) -> list[Said]:
+    """The cue's timed words; those to which the file gives one time share the span up to the next one's."""
+    out: list[Said] = []
+    for (start, end), words in groupby(cue.words, lambda word: (word.start_s, word.end_s)):
+        texts = [word.text for word in words]
+        shared = _shared_out(" ".join(texts), ms(start), ms(end)) if len(texts) > 1 else []
+        said = shared or [(text, ms(start), ms(end), False, False) for text in texts]
+        out += [(text, a, b, exact and n == 0, exact and n == len(said) - 1) for n, (text, a, b, _, _) in enumerate(said)]
+    return out
+
+
+def _shared_out(text: str, start: int, end: int) -> list[Said]:
+    """The words of a text that is said from `start` to `end`, with times in proportion to their letters; CJK parts at the ends of its
+    sentences."""
+    parts: list[str] = _PARTS.findall(text)
     total = sum(len(part) for part in parts)
-    start, span = ms(cue.start_s), ms(cue.end_s) - ms(cue.start_s)
     out, done = [], 0
     for part in parts:
-        begin = start + span * done // total
+        begin = start + (end - start) * done // total
         done += len(part)
-        out.append((part, begin, start + span * done // total))
+        out.append((part, begin, start + (end - start) * done // total, False, False))
     return out

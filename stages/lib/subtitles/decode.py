@@ -70,12 +70,16 @@ def _decode(body: bytes, language: str | None) -> tuple[str, str, int]:
 def _replacing(body: bytes, codec: str) -> tuple[str, str, int]:
     text = body.decode(codec, "replace")
     broken = text.count("\ufffd")
-    return text, codec, broken - body.count("\ufffd".encode(codec)) if broken else 0
+    own = body.count("\ufffd".encode(codec)) if broken and codec.startswith("utf") else 0  # code pages have no such character
+    return text, codec, broken - own
 
 
 def _legacy(body: bytes, language: str | None) -> tuple[str, str, int]:
     wanted = FOR_LANGUAGE.get((language or "").lower().replace("_", "-").partition("-")[0])
     if wanted and (got := _replacing(body, wanted))[2] == 0:
         return got
-    best = from_bytes(body[: 1 << 18], cp_isolation=LEGACY, preemptive_behaviour=False).best()
-    return _replacing(body, best.encoding if best else "cp1252")
+    matches = from_bytes(body[: 1 << 18], cp_isolation=LEGACY, preemptive_behaviour=False)
+    best = matches.best()
+    equal = {match.encoding for match in matches if best and (match.chaos, match.coherence) == (best.chaos, best.coherence)}
+    # Short Latin text looks equally sound in several code pages; then it is the one that is most in use.
+    return _replacing(body, best.encoding if best and "cp1252" not in equal else "cp1252")

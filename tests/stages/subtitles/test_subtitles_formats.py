@@ -68,7 +68,8 @@ def test_webvtt_text(payload: str, text: str) -> None:
 
 def test_webvtt_blocks() -> None:
     text = (
-        "\ufeffWEBVTT - a title\r\nKind: captions\rLanguage: de-AT\n\nSTYLE\n::cue { color: red }\n\nREGION\nid:x\n\nNOTE\n00:00\nno cue\n\n"
+        "\ufeffWEBVTT - a title\r\nKind: captions\rLanguage: de-AT\n\nSTYLE\n::cue { color: red }\n\nREGION\nid:x\n\n"
+        "NOTE\n00:00\nno cue\n\n"
         "id with spaces\n00:01.000 --> 00:02.000\none\n00:02.000 --> 00:03.000\ntwo\n\n\n\nid --> no\n00:03.000 --> 00:04.000\nthree\n\n"
         "junk\njunk\n00:05.000 --> 00:06.000\nfour\n\nNOTE end"
     )
@@ -128,7 +129,8 @@ def test_srt_times(timing: str, times: tuple[float, float] | None) -> None:
 def test_srt_as_found() -> None:
     text = (
         "00:00:01,000 --> 00:00:02,000\n{\\an8}no <i>index</i> <font color=#fff>here</font>\n\nafter a blank\n\n7\nno time for this one\n\n"
-        "7\n00:00:03.000 --> 00:00:04,000\n2<3 &amp; 5>4\n\n8\n00:00:05,000 --> 00:00:05,000\nhidden\n\n9\n00:00:06,000 --> 00:00:07,000\n\n"
+        "7\n00:00:03.000 --> 00:00:04,000\n2<3 &amp; 5>4\n\n8\n00:00:05,000 --> 00:00:05,000\nhidden\n\n"
+        "9\n00:00:06,000 --> 00:00:07,000\n\n"
     )
     track = parse(text.encode())
     assert [cue.text for cue in track.cues] == ["no index here\nafter a blank", "2<3 & 5>4"]
@@ -201,7 +203,8 @@ def test_srv3_uploads_write_shadows_once() -> None:
 
 
 def test_srv1_and_srv2() -> None:
-    srv1 = '<transcript><text start="0" dur="1.54">it&amp;#39;s &lt;i>so&lt;/i></text><text start="5"></text><text start="6">x</text></transcript>'
+    lines = '<text start="0" dur="1.54">it&amp;#39;s &lt;i>so&lt;/i></text><text start="5"></text><text start="6">x</text>'
+    srv1 = f"<transcript>{lines}</transcript>"
     assert read(srv1) == [(0, 1.54, "it's so"), (6, 11, "x")]
     assert read('<timedtext><text t="500" d="1000">two</text></timedtext>') == [(0.5, 1.5, "two")]
 
@@ -232,7 +235,10 @@ def test_ttml_frames_by_the_multiplier() -> None:
 
 def test_ttml_times_nest_and_chain() -> None:
     assert ttml('<div begin="10s" end="15s"><p begin="1s" dur="2s">a</p><p begin="2s">b</p></div>') == [(11, 13, "a"), (12, 15, "b")]
-    assert ttml('<div begin="10s" timeContainer="seq"><p dur="2s">a</p><p begin="1s" dur="3s">b</p></div>') == [(10, 12, "a"), (13, 16, "b")]
+    assert ttml('<div begin="10s" timeContainer="seq"><p dur="2s">a</p><p begin="1s" dur="3s">b</p></div>') == [
+        (10, 12, "a"),
+        (13, 16, "b"),
+    ]
 
 
 def test_ttml_text() -> None:
@@ -258,7 +264,12 @@ def test_howto100m_json_csv_and_pickles() -> None:
 
 def test_howto100m_lines_that_repeat_the_line_before() -> None:
     """The form of MIL-NCE's small_train_captions/-tCQ4tCQdWE.csv; the words here are ours."""
-    rows = ["0.4,3.9,mix the flour", "3.9,5.9,mix the flour and water", "5.9,10.2,and water until smooth", "10.3,13.8,until smooth then then"]
+    rows = [
+        "0.4,3.9,mix the flour",
+        "3.9,5.9,mix the flour and water",
+        "5.9,10.2,and water until smooth",
+        "10.3,13.8,until smooth then then",
+    ]
     track = parse("\n".join(["start,end,text", *rows]).encode())
     assert [cue.text for cue in track.cues] == ["mix the flour", "and water", "until smooth", "then then"]
     assert track.oddities["overlapping_words"] == 3
