@@ -24,6 +24,7 @@ BUILT_IN: Mapping[str, str] = {
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
     "images": "stages.images:Images",
+    "frames": "stages.frames:Frames",
     "scores": "stages.scores:Scores",
     "image_dedup": "stages.dedup.images:ImageDedup",
     "selection": "stages.selection:Selection",
