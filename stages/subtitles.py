@@ -35,7 +35,7 @@ class Subtitles(Stage):
     name = "subtitles"
     version = 1
     adds = {
-        "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where the file times no words"),
+        "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where the file times no words", stored=False),
         "subtitle_format": Column(pa.string(), "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv or caption_pickle"),
         "subtitle_encoding": Column(pa.string(), "the encoding that the text was read by"),
         "subtitle_language": Column(pa.string(), "the language that the file names, if it does"),
@@ -55,7 +55,7 @@ class Subtitles(Stage):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.reads = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes")}
+        self.reads = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes", stored=False)}
         self._columns = [self.config.name_column, self.config.language_column, self.config.video_column]
         self.reads |= {name: Column(pa.string(), "named in the options") for name in self._columns if name}
 

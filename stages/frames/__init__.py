@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
-from stages.frames.decode import Missing, Shown, Unreadable, Video
+from stages.frames.decode import Missing, Shown, UnreadableError, Video
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
@@ -169,7 +169,7 @@ class Frames(Stage):
                     clip.facts |= facts
                 for found in video.shown([clip.times[place] for clip, place in wanted]):
                     self._found(video, found, [wanted[n] for n in found.wanted])
-        except Unreadable as err:
+        except UnreadableError as err:
             for clip in clips:
                 clip.reason, clip.detail = err.reason, err.detail
         for clip in clips:

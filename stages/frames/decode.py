@@ -15,12 +15,12 @@ from math import floor
 from typing import Any
 
 # What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1,gif"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
 SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Why nothing can be had of a file: `reason` as in the stage's reasons."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -46,7 +46,7 @@ class Missing:
 
 
 class Video:
-    """An opened file; use as a context manager. Raises Unreadable where it has no video that can be decoded."""
+    """An opened file; use as a context manager. Raises UnreadableError where it has no video that can be decoded."""
 
     def __init__(self, path: str, max_pixels: int, threads: int = 1) -> None:
         import av
@@ -54,7 +54,7 @@ class Video:
         try:
             self.container: Any = av.open(f"file:{path}", "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, OSError, ValueError) as err:
-            raise Unreadable("not_a_video", _words(err)) from None
+            raise UnreadableError("not_a_video", _words(err)) from None
         try:
             self.stream: Any = self._pick(max_pixels, threads)
         except BaseException:
@@ -69,12 +69,12 @@ class Video:
         stream = self.container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in self.container.streams})) or "nothing"
-            raise Unreadable("no_video", f"the file holds {kinds}" + (" and a cover picture" if stream else ""))
+            raise UnreadableError("no_video", f"the file holds {kinds}" + (" and a cover picture" if stream else ""))
         context = stream.codec_context
         if context is None:
-            raise Unreadable("unsupported_codec", "no decoder for the video's codec")
+            raise UnreadableError("unsupported_codec", "no decoder for the video's codec")
         if context.width * context.height > max_pixels:
-            raise Unreadable("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
+            raise UnreadableError("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
         context.options = {"max_pixels": str(max_pixels)}  # also of pictures that grow on the way
         context.thread_type, context.thread_count = "AUTO", threads
         for other in self.container.streams:
