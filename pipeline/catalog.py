@@ -18,6 +18,7 @@ from pipeline.stage import COMMON_REASONS, KEPT, Column, Stage
 
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
+    "subtitle_files": "stages.download.subtitles:SubtitleFiles",
     "subtitles": "stages.subtitles:Subtitles",
     "segments": "stages.segments:Segments",
     "captions": "stages.captions:Captions",

@@ -248,7 +248,13 @@ class FetchWork:
         return pa.concat_tables(await asyncio.gather(*waiting))
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
-        table = run_stages(self.stages[1:], batch, part, careful, timings)
+        """The later stages; then what the download holds beside the table for these rows (files) is given back."""
+        try:
+            table = run_stages(self.stages[1:], batch, part, careful, timings)
+        finally:
+            release = getattr(self.stages[0], "release", None)
+            if release is not None:
+                release(batch)
         return stored(table, self.stages)
 
 

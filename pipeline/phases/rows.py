@@ -148,6 +148,7 @@ class RowsWork:
     files: list[Any]
     config: Any
     name: str = "rows"
+    lease_call: Any = None
 
     @property
     def needing(self) -> list[Stage]:
@@ -163,6 +164,9 @@ class RowsWork:
 
     def __call__(self, job: Job, careful: bool) -> Done:
         file = next(file for file in self.files if file.url == job["file"])
+        for stage in self.needing:
+            if hasattr(stage, "lease_call"):  # it asks hosts
+                stage.lease_call = self.lease_call
         timings: dict[str, Timing] = {}
         if "index" in job:
             raw = next(self._read(file, job["first"], job["rows"]))
