@@ -35,7 +35,7 @@ class Subtitles(Stage):
     name = "subtitles"
     version = 1
     adds = {
-        "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where the file times no words", stored=False),
+        "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where no word is timed", stored=False),
         "subtitle_format": Column(pa.string(), "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv or caption_pickle"),
         "subtitle_encoding": Column(pa.string(), "the encoding that the text was read by"),
         "subtitle_language": Column(pa.string(), "the language that the file names, if it does"),

@@ -38,7 +38,11 @@ def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
         work = MoveWork(store)
         results = engine.tasks(work, [job for job in moves if not store.exists(job["out"])])
         _plan_rows(known, con, steps, written)
-        jobs = [{**_shard_job(steps, folder, shard, shards, moves), "media": run.layout.media} for shard in range(shards) if shard not in written]
+        jobs = [
+            {**_shard_job(steps, folder, shard, shards, moves), "media": run.layout.media}
+            for shard in range(shards)
+            if shard not in written
+        ]
         results += engine.tasks(WriteWork(store, stage, shards), jobs)
     publish(known, [store.read_json(f"{steps}/facts/{name}") for name in store.names(f"{steps}/facts", ".json")])
     store.remove(steps)

@@ -61,7 +61,7 @@ class Sample:
 
 @contextlib.contextmanager
 def start(cache_dir: Path, name: str = "laion") -> Iterator[Sample]:
-    """Builds the sample `name` (laion, howto100m) under `cache_dir` if needed and serves it. Raises UserError without the extra [sample]."""
+    """Builds the sample `name` (laion, howto100m) under `cache_dir` if needed and serves it. Raises UserError where an extra is missing."""
     from pipeline.sample import web
 
     folder = web.ensure(Path(cache_dir).resolve(), name)

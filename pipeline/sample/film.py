@@ -26,8 +26,8 @@ def write(
 ) -> None:
     """A file of pictures (height, width, 3; all of one size, both even) with their times in ms. The suffix says which container.
 
-    `options`: the encoder's. `subtitles`: (start, end, text) in ms, as a track of its own (mp4: mov_text, mkv: subrip). `audio_s`: seconds of a
-    hum of 220 Hz.
+    `options`: the encoder's. `subtitles`: (start, end, text) in ms, as a track of its own (mp4: mov_text, mkv: subrip). `audio_s`: seconds
+    of a hum of 220 Hz.
     """
     import av
 

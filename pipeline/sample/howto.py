@@ -32,7 +32,9 @@ X264 = {"preset": "veryfast", "g": "50", "bf": "3", "crf": "23"}
 LIST = pa.schema(
     [("video_id", pa.string()), ("url", pa.string()), ("title", pa.string()), ("subtitle_url", pa.string()), ("subtitle", pa.binary())]
 )
-TRUTH = pa.schema([("row", pa.int64()), ("video_id", pa.string()), ("truth", pa.string()), ("expected", pa.string()), ("sentences", pa.string())])
+TRUTH = pa.schema(
+    [("row", pa.int64()), ("video_id", pa.string()), ("truth", pa.string()), ("expected", pa.string()), ("sentences", pa.string())]
+)
 Writer = Callable[[Sequence[speech.Line]], str]
 
 
@@ -71,7 +73,7 @@ DIRT = (
     Recipe("no subtitles", None, fate="subtitle_files:missing"),
     Recipe("subtitles are gone", speech.vtt, "gone.vtt", fate="subtitle_files:http_404"),
     Recipe("subtitles are a page", lambda _: "<html><body>Sign in</body></html>", fate="subtitles:unknown_format"),
-    Recipe("music alone", lambda lines: speech.vtt([[(0, "[Music]"), (9000, "[Music]")]]), fate="segments:non_speech"),
+    Recipe("music alone", lambda _: speech.vtt([[(0, "[Music]"), (9000, "[Music]")]]), fate="segments:non_speech"),
     Recipe("video is gone", clips="download:http_404"),
     Recipe("video is a page", clips="frames:not_a_video"),
     Recipe("sound alone", suffix="mkv", clips="frames:no_video"),
@@ -92,11 +94,19 @@ def build(folder: Path) -> None:
         sentences = [[line[0][0], speech.end_of(line), speech.text_of(line)] for _, _, line in scenes]
         rows.append(row)
         expected = recipe.clips if recipe.fate == "kept" else recipe.fate
-        truth.append({"row": len(truth), "video_id": row["video_id"], "truth": recipe.truth, "expected": expected, "sentences": json.dumps(sentences)})
+        truth.append(
+            {
+                "row": len(truth),
+                "video_id": row["video_id"],
+                "truth": recipe.truth,
+                "expected": expected,
+                "sentences": json.dumps(sentences),
+            }
+        )
     pq.write_table(pa.Table.from_pylist(rows, LIST), folder / "howto100m.parquet")
     pq.write_table(pa.Table.from_pylist(truth, TRUTH), folder / "truth.parquet")
     pages.write(folder / "web.parquet", found)
-    facts = {"photographs": len(photos.photographs()), "videos": len(rows), "rows": len(rows), "truth_classes": len(rows)}
+    facts: dict[str, Any] = {"photographs": len(photos.photographs()), "videos": len(rows), "rows": len(rows), "truth_classes": len(rows)}
     facts["text"] = f"demonstration: {len(rows)} made-up videos of {len(photos.photographs())} distinct photographs"
     (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -116,14 +126,16 @@ def _scenes(views: Sequence[View]) -> Iterator[Scene]:
 def _row(number: int, recipe: Recipe, scenes: list[Scene], found: dict[str, Page]) -> dict[str, Any]:
     name = f"howto{number:06d}"
     url, lines = f"http://videos.howto.example/{name}.{recipe.suffix}", [line for _, _, line in scenes]
-    row = {"video_id": name, "url": url, "title": f"made-up video {number}", "subtitle_url": None, "subtitle": None}
+    row: dict[str, Any] = {"video_id": name, "url": url, "title": f"made-up video {number}", "subtitle_url": None, "subtitle": None}
     if recipe.writer is not None:
         body = recipe.writer(lines).encode(recipe.encoding)
         row |= {"subtitle": body} if recipe.inline else {"subtitle_url": f"http://subtitles.howto.example/{name}.{recipe.name}"}
         if row["subtitle_url"] and recipe.name != "gone.vtt":
             found[pages.address(row["subtitle_url"])] = Page(body, {"Content-Type": "text/plain"})
     if recipe.truth == "video is a page":
-        found[pages.address(url)] = Page(b"<html><body>Sign in to confirm that you are no robot</body></html>", {"Content-Type": "text/html"})
+        found[pages.address(url)] = Page(
+            b"<html><body>Sign in to confirm that you are no robot</body></html>", {"Content-Type": "text/html"}
+        )
     elif recipe.truth != "video is gone":
         found[pages.address(url)] = Page(_file(recipe, scenes, number), {"Content-Type": "video/mp4"})
     return row

@@ -9,12 +9,16 @@ from xml.sax.saxutils import escape
 Word = tuple[int, str]  # from when it is said, in ms
 Line = list[Word]
 
-STEP_MS = 280  # between words: the median of automatic captions
+STEP_MS, LETTER_MS = 120, 35  # between words, and more for each letter: 0.28 s in the middle, as in automatic captions
 LAST_MS = 500  # how long the last word of a line is heard
 
 
-def spoken(text: str, start_ms: int, step_ms: int = STEP_MS) -> Line:
-    return [(start_ms + n * step_ms, word) for n, word in enumerate(text.split())]
+def spoken(text: str, start_ms: int) -> Line:
+    out, at = [], start_ms
+    for word in text.split():
+        out.append((at, word))
+        at += STEP_MS + LETTER_MS * len(word)
+    return out
 
 
 def end_of(line: Line) -> int:
@@ -72,7 +76,10 @@ def srv3(lines: Sequence[Line]) -> str:
 
 
 def srv1(lines: Sequence[Line]) -> str:
-    rows = (f'<text start="{line[0][0] / 1000}" dur="{(end_of(line) - line[0][0]) / 1000}">{escape(escape(text_of(line)))}</text>' for line in lines)
+    rows = (
+        f'<text start="{line[0][0] / 1000}" dur="{(end_of(line) - line[0][0]) / 1000}">{escape(escape(text_of(line)))}</text>'
+        for line in lines
+    )
     return f'<?xml version="1.0" encoding="utf-8" ?><transcript>{"".join(rows)}</transcript>'
 
 

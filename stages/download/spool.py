@@ -1,4 +1,4 @@
-"""Bodies on their way to disk: files of this process, gone when they are given back, and those of killed processes when the next one begins."""
+"""Bodies on disk: files of this process, gone when they are given back; those of killed processes go when the next one begins."""
 
 from __future__ import annotations
 

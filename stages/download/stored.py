@@ -17,7 +17,9 @@ _WEB = ("http", "https", "ftp", "github", "dask", "jupyter")
 
 
 def read(stored_at: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
-    """The bytes at {"path", "offset", "length"} (offset 0 and the whole file where they are missing), or at a plain path. Blocks: call it in a thread.
+    """The bytes at {"path", "offset", "length"} (offset 0 and the whole file where they are missing), or at a plain path.
+
+    Blocks: call it in a thread.
 
     Raises FetchError: stored_unreadable (also for an address of the web: those are fetched by `url`, behind the guard), too_large.
     """

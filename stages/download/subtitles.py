@@ -1,7 +1,7 @@
 """Stage `subtitle_files`: a video's subtitle file from where the list says it lies, within the download's guards and limits.
 
-It stands before the barrier of the download, since segments are made of the subtitles and only those that stay are fetched. Files are small;
-what lies in the list itself is left as it is.
+It stands before the barrier of the download, since segments are made of the subtitles and only those that stay are fetched. Files are
+small; what lies in the list itself is left as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ class SubtitleFiles(Download):
         "subtitle_at": Column(pa.string(), "URL, or path where `local` allows it"),
     }
     adds = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes", stored=False)}
-    reasons = {**REASONS, "missing": "the row has neither a subtitle file nor an address of one", "local": "a path, which `local` does not allow"}
+    reasons = {
+        **REASONS,
+        "missing": "the row has neither a subtitle file nor an address of one",
+        "local": "a path, which `local` does not allow",
+    }
 
     class Config(options.Config):
         max_bytes: options.Size = Field(20_000_000, ge=1)

@@ -175,8 +175,8 @@ class Video:
     def _breaks_off(self) -> bool:
         """Reading ended by a fault, or a second and more before the end that the container claims."""
         claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
-        if not claimed and self.container.duration:
-            claimed = self.start_ticks + Fraction(self.container.duration, 1_000_000) / self.stream.time_base
+        if not claimed and self.container.duration:  # Matroska's is counted from 0 wherever the file begins
+            claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
         return self.cut or bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
 
     def _packets(self) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Shards: img2dataset's files to the letter, so that webdataset, open_clip, HF datasets, DALI and wids read them as they are.
 
-A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample; of a clip KEY.000.jpg, KEY.001.jpg …), NNNNN.parquet (a line a row, also for dropped ones),
+A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample; of a clip KEY.000.jpg, KEY.001.jpg …),
+NNNNN.parquet (a line a row, also for dropped ones),
 NNNNN_stats.json and, if asked, NNNNN.idx for DALI. Images are written as they are stored, never encoded again. All bytes
 but the three times in the statistics are a function of the rows.
 """
@@ -122,8 +123,8 @@ def keys(shard: int, index: pa.Array, samples: int, total: int) -> pa.Array:
 def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total: int) -> ShardFacts:
     """Writes the files of one shard into `folder`.
 
-    `rows`: shard's rows in their order, kept ones with `image` (or `frames`: a list) and `format`; `index` is the place in the shard, null for a
-    dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
+    `rows`: shard's rows in their order, kept ones with `image` (or `frames`: a list) and `format`; `index` is the place in the
+    shard, null for a dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
     """
     began = time.time()
     stem = f"{shard:0{shard_digits(total)}d}"

@@ -91,9 +91,13 @@ def as_json(table: pa.Table) -> list[str]:
     OFTEN_UNKNOWN stand in the Parquet alone.
     """
     named = [name for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
-    encoded = [(name, [json.dumps(value or []) for value in table[name].to_pylist()] if name in LISTS else _encoded(table[name])) for name in named]
+    encoded = [(name, _listed(table[name]) if name in LISTS else _encoded(table[name])) for name in named]
     fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
     return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
+
+
+def _listed(column: pa.ChunkedArray) -> list[str]:
+    return [json.dumps(value or []) for value in column.to_pylist()]
 
 
 def _encoded(column: pa.ChunkedArray) -> list[str] | None:
