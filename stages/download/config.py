@@ -70,7 +70,7 @@ class OptOutLists(Strict):
 class Config(Strict):
     engine: Literal["shardmill", "img2dataset"] = "shardmill"
     """`img2dataset` fetches with that package's own code (extra [img2dataset]), behind the same guard and limits per host."""
-    to: Literal["memory", "disk"] = "memory"
+    to: Literal["memory", "disk"] = keyless("memory")
     """`disk`: bodies are written to files (of videos, which are never held whole) that are gone once their rows are through. They lie
     below TMPDIR; max_bytes_in_flight bounds those that are not handed on yet."""
     contact: str = keyless("", max_length=200)

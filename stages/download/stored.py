@@ -17,9 +17,7 @@ _WEB = ("http", "https", "ftp", "github", "dask", "jupyter")
 
 
 def read(stored_at: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
-    """The bytes at {"path", "offset", "length"} (offset 0 and the whole file where they are missing), or at a plain path.
-
-    Blocks: call it in a thread.
+    """The bytes at {"path", "offset", "length"} (offset 0 and the whole file where they are missing). Blocks: call it in a thread.
 
     Raises FetchError: stored_unreadable (also for an address of the web: those are fetched by `url`, behind the guard), too_large.
     """
@@ -39,9 +37,11 @@ def read(stored_at: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
 
 
 def to_disk(stored_at: str, max_bytes: int, options: Mapping[str, Any], sink: Sink) -> tuple[str, int, str]:
-    """Path on this machine, bytes and SHA-256 of what lies at `stored_at`; it is copied to `sink` only where it lies elsewhere or is a
-    part of a file. Blocks; raises FetchError as `read` does."""
-    path, offset, length = _place(stored_at)
+    """Path on this machine, bytes and SHA-256 of what lies at `stored_at`, or at a plain path.
+
+    It is copied to `sink` only where it lies elsewhere or is a part of a file. Blocks; raises FetchError as `read` does.
+    """
+    path, offset, length = _place(stored_at if stored_at.startswith("{") else json.dumps({"path": stored_at}))
     try:
         system, inner = fsspec.url_to_fs(path, **options)
         whole = offset == 0 and length is None and isinstance(system, LocalFileSystem)
@@ -65,8 +65,6 @@ def to_disk(stored_at: str, max_bytes: int, options: Mapping[str, Any], sink: Si
 
 
 def _place(stored_at: str) -> tuple[str, int, int | None]:
-    if not stored_at.startswith("{"):
-        stored_at = json.dumps({"path": stored_at})
     try:
         given = json.loads(stored_at)
         path, offset, length = given["path"], given.get("offset") or 0, given.get("length")

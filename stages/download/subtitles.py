@@ -6,6 +6,7 @@ small; what lies in the list itself is left as it is.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -57,7 +58,7 @@ class SubtitleFiles(Download):
             {
                 **{name: wanted[name] for name in ("row", "fate", "detail")},
                 "url": pc.if_else(here, wanted["subtitle_at"], none),
-                "stored_at": pc.if_else(here, none, wanted["subtitle_at"]),
+                "stored_at": pc.if_else(here, none, pa.array([json.dumps({"path": at}) for at in wanted["subtitle_at"].to_pylist()])),
                 "expected_hash": pa.nulls(len(wanted), pa.string()),
             }
         )
