@@ -55,15 +55,15 @@ report: ## the report of a finished run (RUN=runs/NAME)
 	@$(bin)/shardmill report $(RUN)
 
 test: ## the tests (TESTS=path for some of them; those of training want EXTRAS="train eval")
-	$(venv) dev sample scorer s3 $(EXTRAS)
+	$(venv) dev sample scorer s3 video $(EXTRAS)
 	@$(bin)/python -m pytest $(TESTS)
 
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 train scorer eval img2dataset cluster $(EXTRAS)
+	$(venv) dev sample s3 video train scorer eval img2dataset cluster $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh
-	$(venv) dev sample s3 $(EXTRAS)
+	$(venv) dev sample s3 video $(EXTRAS)
 	@$(bin)/ruff check --quiet $(wildcard $(checked))
 	@$(bin)/ruff format --check --quiet $(wildcard $(checked))
 	@$(bin)/mypy --no-error-summary
@@ -71,7 +71,7 @@ lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh
 	@$(bin)/python docs/generate.py --check
 
 wheel-test: ## builds the wheel and uses it where the sources are not
-	$(venv) dev sample s3 $(EXTRAS)
+	$(venv) dev sample s3 video $(EXTRAS)
 	@sh scripts/wheel_test.sh
 
 docs: ## writes docs/reference and configs/schema.json from the code
@@ -91,7 +91,7 @@ bench-setup-dedup: ## the peers of `make bench BENCH="dedup --rows 1000000 --pee
 	done
 
 bench: bench-setup ## a short form of all benchmarks (BENCH="images --rows 4000" for one of them, with its own options)
-	$(venv) dev sample s3 train scorer $(EXTRAS)
+	$(venv) dev sample s3 video train scorer $(EXTRAS)
 	@for line in $(if $(BENCH),"$(BENCH)",$(short)); do echo "== $$line"; $(bin)/python benchmarks/$${line%% *}.py $$(echo "$$line " | cut -d' ' -f2-) || exit 1; done
 
 clean: ## removes build outputs and caches; .venv and runs/ stay

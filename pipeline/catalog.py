@@ -18,11 +18,15 @@ from pipeline.stage import COMMON_REASONS, KEPT, Column, Stage
 
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
+    "subtitle_files": "stages.download.subtitles:SubtitleFiles",
+    "subtitles": "stages.subtitles:Subtitles",
+    "segments": "stages.segments:Segments",
     "captions": "stages.captions:Captions",
     "concepts": "stages.concepts:Concepts",
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
     "images": "stages.images:Images",
+    "frames": "stages.frames:Frames",
     "scores": "stages.scores:Scores",
     "heads": "stages.heads:Heads",
     "decontaminate": "stages.decontaminate:Decontaminate",

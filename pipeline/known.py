@@ -14,7 +14,7 @@ from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
 from pipeline.parts import Part
 from pipeline.phases import fetch, rows
-from pipeline.stage import KEPT, Stage
+from pipeline.stage import KEPT, MEDIA, Stage
 
 WHOLE = ("dedup", "image_dedup", "selection", "shards")  # phases that are committed as a whole
 
@@ -158,7 +158,7 @@ class Known:
         columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup.stage if layout.dedup else None)]
         source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch_id FROM alive)"
         tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch_id = f.fetch_id"]
-        columns += ["f.fetch_id", *(f'p."{n}"' for n in pool.names if n not in ("fetch_id", "image", "fate", "detail"))]
+        columns += ["f.fetch_id", *(f'p."{n}"' for n in pool.names if n not in ("fetch_id", *MEDIA, "fate", "detail"))]
         fates = ["r", *(["d"] if layout.dedup else []), "p"]
         if layout.scores:
             scores = fetch.stored_schema(stages_of(layout.scores), "pair_id", "fetch_id")
@@ -201,5 +201,5 @@ def columns_known(run: Run) -> dict[str, pa.DataType]:
     for phase, entries in run.layout.phases():
         if phase in ("selection", "shards"):
             break
-        out |= {name: c.type for entry in entries for name, c in entry.stage.adds.items() if c.stored and name != "image"}
+        out |= {name: c.type for entry in entries for name, c in entry.stage.adds.items() if c.stored and name not in MEDIA}
     return out

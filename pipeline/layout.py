@@ -10,10 +10,10 @@ from pipeline import catalog
 from pipeline.catalog import Entry
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.stage import Stage
+from pipeline.stage import MEDIA, Stage
 from pipeline.storage import Store
 
-BARRIERS = ("dedup", "download", "images", "image_dedup", "selection", "shards")
+BARRIERS = ("dedup", "download", "images", "frames", "image_dedup", "selection", "shards")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Layout:
     def level(self) -> str:
         """The rows that later phases work on: input rows, or their children."""
         return "children" if self.expand else "rows"
+
+    @property
+    def media(self) -> str:
+        """The column of the pool that goes into the shards."""
+        return next(name for entry in reversed(self.pool) for name in MEDIA if name in entry.stage.adds)
 
     @property
     def scorer(self) -> str | None:
@@ -105,9 +110,12 @@ def layout_order(layout: Layout) -> list[Entry]:
 def arrange(entries: list[Entry]) -> Layout:
     """Sorts stages into phases by their place in the config. Raises UserError for a place that cannot be."""
     names = [entry.name for entry in entries]
-    for needed in ("ingest", "download", "images"):
+    made = "frames" if "frames" in names else "images"
+    for needed in ("ingest", "download", made):
         if needed not in names:
-            raise UserError(f"stages: {needed} is missing; every corpus needs ingest, download and images")
+            raise UserError(f"stages: {needed} is missing; every corpus needs ingest, download and images (of videos: frames)")
+    if "frames" in names and "images" in names:
+        raise UserError("stages.images: a corpus holds images or the frames of videos, not both")
     if names[0] != "ingest":
         raise UserError(f"stages: the first must be ingest, not {names[0]}")
     at = {name: names.index(name) for name in BARRIERS if name in names}
@@ -119,15 +127,15 @@ def arrange(entries: list[Entry]) -> Layout:
         raise UserError(f"stages.{names[at['dedup'] + 1]}: nothing may stand between dedup and download; put it before dedup")
     end = min(at[name] for name in ("image_dedup", "selection", "shards") if name in at)
     if late := [name for name in names[end:] if name not in BARRIERS]:
-        raise UserError(f"stages.{late[0]}: it stands after {names[end]}, where no row is worked on; put it right after images")
+        raise UserError(f"stages.{late[0]}: it stands after {names[end]}, where no row is worked on; put it right after {made}")
     rows, expand, children = _split(first)
     return Layout(
         rows=rows,
         expand=expand,
         children=children,
         dedup=entries[at["dedup"]] if "dedup" in at else None,
-        pool=entries[at["download"] : at["images"] + 1],
-        scores=_only_rows(entries[at["images"] + 1 : end]),
+        pool=entries[at["download"] : at[made] + 1],
+        scores=_only_rows(entries[at[made] + 1 : end]),
         image_dedup=entries[at["image_dedup"]] if "image_dedup" in at else None,
         selection=entries[at["selection"]] if "selection" in at else None,
         shards=entries[at["shards"]],

@@ -241,8 +241,9 @@ def served(config: RunConfig) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
     cache = Path(config.run.root) / ".sample"
     with faults_of_root(Store(config.run.root)):
         cache.mkdir(parents=True, exist_ok=True)
-    with sample.start(cache) as web:
-        stages = {**config.stages, "download": {**(config.stages.get("download") or {}), **web.download_options}}
+    with sample.start(cache, path.removeprefix("sample://")) as web:
+        fetching = [name for name in ("download", "subtitle_files") if name in config.stages]
+        stages = config.stages | {name: {**(config.stages[name] or {}), **web.download_options} for name in fetching}
         given = config.input.model_copy(update={"path": str(web.table)})
         yield config.model_copy(update={"input": given, "stages": stages}), {"demonstration": sample.facts(web.folder)}
 

@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 KEPT = "kept"
+MEDIA = ("image", "frames")
+"""Columns of the pool that hold what goes into the shards: bytes that pass neither through the driver nor through DuckDB."""
 
 Shape = Literal["rows", "expand", "shuffle", "sink"]
 

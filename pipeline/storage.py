@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ShardmillError, TransientError, UserError
+from pipeline.stage import MEDIA
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -274,7 +275,7 @@ class Store:
             with self.ranges(path) as handle:
                 file = pq.ParquetFile(handle, page_checksum_verification=True)
                 for group in range(file.num_row_groups):
-                    file.read_row_group(group, [name for name in file.schema_arrow.names if name != "image"])
+                    file.read_row_group(group, [name for name in file.schema_arrow.names if name not in MEDIA])
 
     def relative(self, address: str) -> str:
         """The path within this store of a full path or an address."""

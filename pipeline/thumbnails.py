@@ -47,9 +47,9 @@ def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
 
 
 def _sample(members: dict[str, bytes]) -> Iterator[tuple[Image.Image, str]]:
-    for suffix in PICTURES:
-        if suffix in members and (small := _small(members[suffix])) is not None:
-            yield small, members.get("txt", b"").decode()
+    pictures = sorted(suffix for suffix in members if suffix.rpartition(".")[2] in PICTURES)
+    if pictures and (small := _small(members[pictures[len(pictures) // 2]])) is not None:  # of a clip the middle frame
+        yield small, members.get("txt", b"").decode()
 
 
 def _small(body: bytes) -> Image.Image | None:

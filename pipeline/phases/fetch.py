@@ -23,7 +23,7 @@ from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
 from pipeline.parts import addition_name, addition_of
 from pipeline.phases.rows import check_errors, run_stages, stored
-from pipeline.stage import KEPT, Resources, Stage
+from pipeline.stage import KEPT, MEDIA, Resources, Stage
 from pipeline.storage import Store
 from pipeline.workers import Done, Job, together
 
@@ -182,8 +182,8 @@ def drop_images(run: Run) -> None:
         store.write_json(f"{pool}/{BARE}", names)
     for name in names:
         columns = store.columns(f"{pool}/{name}")
-        if "image" in columns:
-            store.write_table(f"{pool}/{name}", store.read_table(f"{pool}/{name}", [c for c in columns if c != "image"]))
+        if {*MEDIA} & {*columns}:
+            store.write_table(f"{pool}/{name}", store.read_table(f"{pool}/{name}", [c for c in columns if c not in MEDIA]))
 
 
 def _outer_reads(stages: list[Stage], known: set[str]) -> list[str]:
@@ -248,7 +248,13 @@ class FetchWork:
         return pa.concat_tables(await asyncio.gather(*waiting))
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
-        table = run_stages(self.stages[1:], batch, part, careful, timings)
+        """The later stages; then what the download holds beside the table for these rows (files) is given back."""
+        try:
+            table = run_stages(self.stages[1:], batch, part, careful, timings)
+        finally:
+            release = getattr(self.stages[0], "release", None)
+            if release is not None:
+                release(batch)
         return stored(table, self.stages)
 
 

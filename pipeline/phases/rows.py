@@ -148,6 +148,7 @@ class RowsWork:
     files: list[Any]
     config: Any
     name: str = "rows"
+    lease_call: Any = None
 
     @property
     def needing(self) -> list[Stage]:
@@ -163,6 +164,9 @@ class RowsWork:
 
     def __call__(self, job: Job, careful: bool) -> Done:
         file = next(file for file in self.files if file.url == job["file"])
+        for stage in self.needing:
+            if hasattr(stage, "lease_call"):  # it asks hosts
+                stage.lease_call = self.lease_call
         timings: dict[str, Timing] = {}
         if "index" in job:
             raw = next(self._read(file, job["first"], job["rows"]))
@@ -209,12 +213,19 @@ class RowsWork:
             table = run_stages(rest, table, part, careful, timings)
         else:
             table, children = expand_rows(rest, self.expand, table, part, careful, timings)
-            children = inherit(table, frame.framed(children), self.expand)
+            children = inherit(self._inherited(table), frame.framed(children), self.expand)
             children = run_stages(self.children, children, part, careful, timings)
-            self.store.write_table(f"children/{key}/{part_name(index)}", stored(children, [self.expand, *self.children]))
+            self.store.write_table(f"children/{key}/{part_name(index)}", stored(children, [*self.stages, self.expand, *self.children]))
         check_errors(table, self.config.run.max_error_share, part)
         self.store.write_table(part, stored(table, self.stages))
         return frame.kept(table)
+
+    def _inherited(self, table: pa.Table) -> pa.Table:
+        """Without the columns that only travel, but for those that a stage of the children reads: a video's file of subtitles stands
+        once, not with each of its segments."""
+        read = {name for stage in self.children for name in stage.reads}
+        passing = {name for stage in self.stages for name, column in stage.adds.items() if not column.stored}
+        return table.drop_columns([name for name in table.column_names if name in passing - read])
 
 
 def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:

@@ -38,7 +38,11 @@ def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
         work = MoveWork(store)
         results = engine.tasks(work, [job for job in moves if not store.exists(job["out"])])
         _plan_rows(known, con, steps, written)
-        jobs = [_shard_job(steps, folder, shard, shards, moves) for shard in range(shards) if shard not in written]
+        jobs = [
+            {**_shard_job(steps, folder, shard, shards, moves), "media": run.layout.media}
+            for shard in range(shards)
+            if shard not in written
+        ]
         results += engine.tasks(WriteWork(store, stage, shards), jobs)
     publish(known, [store.read_json(f"{steps}/facts/{name}") for name in store.names(f"{steps}/facts", ".json")])
     store.remove(steps)
@@ -82,7 +86,7 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int, first: int) -> 
     The plan is the same however much of it was done before: a resumed run finds the moved images of the one before it.
     """
     store = known.run.store
-    buckets = min(shards, MAX_BUCKETS)
+    buckets, media = min(shards, MAX_BUCKETS), known.run.layout.media
     con.execute(
         'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch_id, s.shard, s."index" FROM selected s '
         "JOIN known k ON k.row = s.row "
@@ -99,7 +103,7 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int, first: int) -> 
         place = f"{steps}/moves-{group:05d}.parquet"
         store.write_table(place, table)
         stem = f"{steps}/images-{group:05d}"
-        jobs.append({"id": stem, "moves": place, "out": f"{stem}.arrow", "buckets": buckets, "shards": shards})
+        jobs.append({"id": stem, "moves": place, "out": f"{stem}.arrow", "buckets": buckets, "shards": shards, "media": media})
     return jobs
 
 
@@ -149,10 +153,10 @@ class MoveWork:
             tables = []
             prefix = self.store.address("")
             for file in moves["filename"].unique().to_pylist():
-                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch_id", "image"])
+                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch_id", job["media"]])
                 mine = moves.filter(pa.compute.equal(moves["filename"], file))
                 at = pa.compute.index_in(mine["fetch_id"], pool["fetch_id"])
-                tables.append(mine.select(["shard", "index"]).append_column("image", pool["image"].take(at)))
+                tables.append(mine.select(["shard", "index"]).append_column(job["media"], pool[job["media"]].take(at)))
             images = pa.concat_tables(tables)
             bucket = bucket_of(images["shard"].to_numpy().astype(np.int64), job["shards"])
             exchange.write(self.store, job["out"], images, bucket, job["buckets"])
@@ -192,8 +196,8 @@ class WriteWork:
         """The shard's rows with their images, null for the dropped ones."""
         rows = self.store.read_table(job["rows"])
         if not job["images"]:  # no row at all is kept
-            return rows.append_column("image", pa.nulls(len(rows), pa.large_binary()))
+            return rows.append_column(job["media"], pa.nulls(len(rows), pa.large_binary()))
         images = exchange.read(self.store, job["images"], job["bucket"])
         images = images.filter(pa.compute.equal(images["shard"], job["shard"]))
         at = pa.compute.index_in(rows["index"], images["index"])
-        return rows.append_column("image", images["image"].take(at))
+        return rows.append_column(job["media"], images[job["media"]].take(at))

@@ -27,11 +27,12 @@ class Sample:
     folder: Path
     ports: dict[str, int]
     ca_file: Path
+    name: str = "laion"
 
     @property
     def table(self) -> Path:
-        """The list, in LAION-400M's columns."""
-        return self.folder / "laion.parquet"
+        """The list; laion's is in LAION-400M's columns."""
+        return self.folder / f"{self.name}.parquet"
 
     @property
     def truth(self) -> Path:
@@ -59,15 +60,15 @@ class Sample:
 
 
 @contextlib.contextmanager
-def start(cache_dir: Path) -> Iterator[Sample]:
-    """Builds the sample under `cache_dir` if needed and serves it. Raises UserError without the extra [sample]."""
+def start(cache_dir: Path, name: str = "laion") -> Iterator[Sample]:
+    """Builds the sample `name` (laion, howto100m) under `cache_dir` if needed and serves it. Raises UserError where an extra is missing."""
     from pipeline.sample import web
 
-    folder = web.ensure(Path(cache_dir).resolve())
+    folder = web.ensure(Path(cache_dir).resolve(), name)
     command = [sys.executable, "-m", "pipeline.sample.server", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
-            yield _ready(folder, process)
+            yield _ready(folder, process, name)
         finally:
             _end(process)
 
@@ -78,13 +79,13 @@ def facts(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _ready(folder: Path, process: subprocess.Popen[bytes]) -> Sample:
+def _ready(folder: Path, process: subprocess.Popen[bytes], name: str) -> Sample:
     """Waits for the line that the server prints when it listens."""
     line = process.stdout.readline() if process.stdout else b""
     if not line:
         raise TransientError(f"the sample's server ended at once with code {process.wait(5)}; its words are above")
     ports: dict[str, Any] = json.loads(line)
-    return Sample(folder, ca_file=Path(ports.pop("ca_file")), ports=ports)
+    return Sample(folder, ca_file=Path(ports.pop("ca_file")), ports=ports, name=name)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -7,9 +7,11 @@ are there), truth.parquet (TRUTH), web.parquet (pages.py), facts.json. Served by
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UserError
 from pipeline.sample import dirt, pages, photos, sound
 from pipeline.sample.builder import Builder, Pair
 from pipeline.sample.classes import CLASSES
@@ -36,14 +39,18 @@ TRUTH = pa.schema(
 PACKAGES = ("pillow", "pyarrow", "numpy", "scikit-image", "scikit-learn", "matplotlib")
 
 
-def ensure(cache: Path) -> Path:
-    """The folder of the built web under `cache`, built if it is not there. Its name is a key of all that it is made from."""
-    folder = cache / f"laion-{key()}"
+def ensure(cache: Path, name: str = "laion") -> Path:
+    """The folder of the built web of that name under `cache`, built if it is not there; its name is a key of all that it is made from.
+
+    Raises UserError for a name that no sample has, and where a package is missing.
+    """
+    make, packages = _makers(name)
+    folder = cache / f"{name}-{key(packages)}"
     if not (folder / "facts.json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
         try:
-            build(made)
+            make(made)
             made.replace(folder)
         except OSError:
             if not (folder / "facts.json").is_file():  # otherwise another process was faster, with the same bytes
@@ -53,7 +60,19 @@ def ensure(cache: Path) -> Path:
     return folder
 
 
-def key() -> str:
+def _makers(name: str) -> tuple[Callable[[Path], None], tuple[str, ...]]:
+    if name == "laion":
+        return build, PACKAGES
+    if name != "howto100m":
+        raise UserError(f"input.path: no sample {name!r}; there are sample://laion and sample://howto100m")
+    if importlib.util.find_spec("av") is None:
+        raise UserError("the embedded sample of videos needs PyAV, which is not installed: pip install 'shardmill[sample,video]'")
+    from pipeline.sample import howto
+
+    return howto.build, howto.PACKAGES
+
+
+def key(packages: Sequence[str] = PACKAGES) -> str:
     """16 hex digits over this package's sources, the photographs and the versions of the libraries that encode."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.*")):
@@ -61,7 +80,7 @@ def key() -> str:
             digest.update(path.read_bytes())
     for path in photos.files():
         digest.update(path.read_bytes())
-    for package in PACKAGES:
+    for package in packages:
         digest.update(f"{package}=={metadata.version(package)}".encode())
     return digest.hexdigest()[:16]
 

@@ -28,6 +28,7 @@ from stages.download.memory import UNKNOWN, Hold
 from stages.download.reasons import FetchError
 from stages.download.resolver import Resolver
 from stages.download.retry import retry_after
+from stages.download.spool import Sink
 from stages.download.urls import Target
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -190,14 +191,17 @@ async def _body(answer: aiohttp.ClientResponse, clock: Clock, max_bytes: int, ho
         await clock.stopped(hold.announce(first))
     else:
         await hold.announce(first)
-    parts: list[bytes] = []
+    parts: list[bytes] | Sink = []
+    if hold.sink is not None and not cut:
+        parts = hold.sink
+        parts.restart()
     size = 0
     while data := await answer.content.readany():
         if undo:
             data = _undone(undo, data, max_bytes - size)
         size += len(data)
         if size > max_bytes and cut:
-            return b"".join([*parts, data])[:max_bytes]
+            return b"".join([*_kept(parts), data])[:max_bytes]
         if size > max_bytes:
             raise FetchError("too_large", "the body goes beyond max_bytes")
         if size > hold.first and not hold.second:
@@ -206,7 +210,13 @@ async def _body(answer: aiohttp.ClientResponse, clock: Clock, max_bytes: int, ho
     if undo and not undo.eof and size:
         raise FetchError("bad_encoding", "the compressed body ends too early")
     hold.shrink(size)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    kept = _kept(parts)
+    return kept[0] if len(kept) == 1 else b"".join(kept)
+
+
+def _kept(parts: list[bytes] | Sink) -> list[bytes]:
+    """What is in memory."""
+    return parts if isinstance(parts, list) else []
 
 
 def _undoing(encoding: str) -> Any:

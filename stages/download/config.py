@@ -70,6 +70,9 @@ class OptOutLists(Strict):
 class Config(Strict):
     engine: Literal["shardmill", "img2dataset"] = "shardmill"
     """`img2dataset` fetches with that package's own code (extra [img2dataset]), behind the same guard and limits per host."""
+    to: Literal["memory", "disk"] = keyless("memory")
+    """`disk`: bodies are written to files (of videos, which are never held whole) that are gone once their rows are through. They lie
+    below TMPDIR; max_bytes_in_flight bounds those that are not handed on yet."""
     contact: str = keyless("", max_length=200)
     """E-mail address or URL in the User-Agent, for the owners of sites. Needed wherever anything but loopback can be reached."""
 
@@ -139,6 +142,8 @@ class Config(Strict):
     def _sizes(self) -> Config:
         if self.max_bytes_in_flight < 2 * self.max_bytes:
             raise ValueError(f"max_bytes_in_flight ({self.max_bytes_in_flight}) must be at least twice max_bytes ({self.max_bytes})")
+        if self.to == "disk" and self.engine == "img2dataset":
+            raise ValueError("to disk needs engine shardmill: img2dataset holds bodies in memory")
         if self.min_bytes > self.max_bytes:
             raise ValueError(f"min_bytes ({self.min_bytes}) is over max_bytes ({self.max_bytes})")
         return self

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from pipeline.errors import ShardmillError
 from stages.download import stored
@@ -25,6 +26,7 @@ from stages.download.memory import Memory
 from stages.download.optout import OptOut
 from stages.download.reasons import FetchError
 from stages.download.resolver import Places, Resolver
+from stages.download.spool import Sink, Spool
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,8 @@ class Crawl:
         resolver = Resolver(guard, Places(config.resolve), config.nameservers, config.dns_timeout_s)
         leases = Leases(lease_call, uuid.uuid4().hex, window)
         memory = Memory(config.max_bytes_in_flight, config.max_bytes)
-        self.around = Surroundings(config, resolver, leases, memory, optout)
+        self.spool = Spool() if config.to == "disk" else None
+        self.around = Surroundings(config, resolver, leases, memory, optout, self.spool)
         self.threads = ThreadPoolExecutor(config.threads, thread_name_prefix="download")
         self.reading = asyncio.Semaphore(config.threads)
         headers = {"User-Agent": user_agent(config), "Accept-Encoding": "identity"}
@@ -107,7 +110,8 @@ class Crawl:
                     live.add(self._join(one, positions, done))
                     if len(live) >= BACKLOG * self.config.window:
                         break
-                finished = await _gathered(done, len(live))
+                # A file on disk is handed on as soon as it is whole.
+                finished = await _gathered(done, 1 if self.spool else len(live))
                 live.difference_update(shared for _, shared in finished)
                 left -= len(finished)
                 yield (piece := [(positions, shared.work.result()) for positions, shared in finished])
@@ -120,7 +124,7 @@ class Crawl:
     def _join(self, one: Wanted, positions: list[int], done: asyncio.Queue[tuple[list[int], _Shared]]) -> _Shared:
         """The work on `one`: begun now, or the one that is under way already."""
         shared = self.under_way.get(one)
-        if shared is None:
+        if shared is None or self.spool:  # a file has one owner, who gives it back
             shared = self.under_way[one] = _Shared(self.loop.create_task(self._outcome(one)))
             shared.work.add_done_callback(lambda _: self.under_way.pop(one, None))
         shared.users += 1
@@ -142,6 +146,8 @@ class Crawl:
             return _unexpected(err)
 
     async def _stored(self, stored_at: str) -> Outcome:
+        if self.spool:
+            return await self._stored_on_disk(stored_at, self.spool.new())
         began, hold = time.monotonic(), self.around.memory.hold()
         try:
             async with self.reading:
@@ -157,6 +163,21 @@ class Crawl:
         digest, seconds = hashlib.sha256(body).hexdigest(), time.monotonic() - began
         return Outcome(body=body, fetched_bytes=len(body), sha256=digest, latency_ms=round(1000 * seconds), hold=hold)
 
+    async def _stored_on_disk(self, stored_at: str, sink: Sink) -> Outcome:
+        began, config = time.monotonic(), self.config
+        try:
+            async with self.reading:
+                path, size, digest = await self.loop.run_in_executor(
+                    self.threads, stored.to_disk, stored_at, config.max_bytes, config.storage_options, sink
+                )
+            if size < config.min_bytes:
+                raise FetchError("too_small" if size else "empty", f"{size} stored bytes are under min_bytes")
+            self.around.optout.refuse_file(Path(path))
+        except FetchError as err:
+            sink.discard()
+            return Outcome(reason=err.reason, detail=err.detail)
+        return Outcome(path=path, fetched_bytes=size, sha256=digest, latency_ms=round(1000 * (time.monotonic() - began)))
+
     async def aclose(self) -> None:
         """Ends what is under way and closes every connection."""
         gc.set_threshold(*self.collected_after)
@@ -168,6 +189,8 @@ class Crawl:
         await self.client.close()
         await self.around.resolver.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
+        if self.spool:
+            self.spool.close()
 
 
 async def _gathered(done: asyncio.Queue[tuple[list[int], _Shared]], live: int) -> list[tuple[list[int], _Shared]]:
@@ -193,8 +216,8 @@ def _bytes(shared: _Shared) -> int:
 def _leave(shared: _Shared) -> None:
     """One who waited is gone; the work ends with the last of them."""
     shared.users -= 1
-    if not shared.users:
-        shared.work.cancel()
+    if not shared.users and not shared.work.cancel() and not shared.work.cancelled() and shared.work.exception() is None:
+        shared.work.result().discard()
 
 
 def _unexpected(err: Exception) -> Outcome:

@@ -23,6 +23,7 @@ from stages.download.reasons import FetchError, status_reason
 from stages.download.resolver import Resolver
 from stages.download.retry import Breaker, Patience
 from stages.download.robots import ALLOW_ALL, MAX_ROBOTS_BYTES, Rules, forbidden_directive, parse_robots
+from stages.download.spool import Spool
 from stages.download.urls import Target, follow, parse
 
 ROBOTS_ORIGINS, ROBOTS_TTL_S = 20_000, 3600.0
@@ -42,12 +43,20 @@ class Outcome:
     latency_ms: int | None = None
     reason: str | None = None
     detail: str | None = None
+    path: str | None = None
+    """The file that the body lies in, instead of `body`."""
     hold: Hold | None = field(default=None, repr=False)
 
     def release(self) -> None:
         """The body is the caller's now; its bytes no longer count against max_bytes_in_flight."""
         if self.hold is not None:
             self.hold.release()
+
+    def discard(self) -> None:
+        """Nobody wants the body."""
+        self.release()
+        if self.hold is not None and self.hold.sink is not None:
+            self.hold.sink.discard()
 
 
 @dataclass
@@ -59,6 +68,7 @@ class Surroundings:
     leases: Leases
     memory: Memory
     optout: OptOut
+    spool: Spool | None = None
     breaker: Breaker = field(default_factory=Breaker)
 
     @property
@@ -102,13 +112,16 @@ class Fetcher:
 
     async def attempt(self, target: Target, since: float) -> Outcome:
         """One try. Raises FetchError. The clock stands still while the URL waits for its host's turn or for memory."""
-        hold, clock = self.around.memory.hold(), Clock(self.config.timeout_s)
+        spool = self.around.spool
+        hold, clock = self.around.memory.hold(spool.new() if spool else None), Clock(self.config.timeout_s)
         try:
             head, final = await self._follow(target, clock, since, hold)
             self._heed(head)
             return self._outcome(head, final, hold, self.config.timeout_s - clock.left)
         except BaseException:
             hold.release()
+            if hold.sink is not None:
+                hold.sink.discard()
             raise
 
     async def _follow(self, target: Target, clock: Clock, since: float, hold: Hold) -> tuple[Head, Target]:
@@ -179,20 +192,26 @@ class Fetcher:
             raise FetchError("tdm_reservation", "tdm-reservation: 1", head.status)
 
     def _outcome(self, head: Head, final: Target, hold: Hold, seconds: float) -> Outcome:
-        body = head.body or b""
-        if not body:
+        body, sink = head.body or b"", hold.sink
+        size = len(body) if sink is None else sink.size
+        if not size:
             raise FetchError("empty", "the body is empty", head.status)
-        if len(body) < self.config.min_bytes:
-            raise FetchError("too_small", f"{len(body)} bytes are under min_bytes", head.status)
-        self.around.optout.refuse_body(body)
+        if size < self.config.min_bytes:
+            raise FetchError("too_small", f"{size} bytes are under min_bytes", head.status)
+        if sink is None:
+            self.around.optout.refuse_body(body)
+        else:
+            sink.finish()
+            self.around.optout.refuse_file(sink.path)
         kind = _UNPRINTABLE.sub("", head.headers.get("Content-Type", ""))[:200] or None
         return Outcome(
-            body=body,
+            body=body if sink is None else None,
+            path=None if sink is None else str(sink.path),
             final_url=str(final.url),
             http_status=head.status,
             content_type=kind,
-            fetched_bytes=len(body),
-            sha256=hashlib.sha256(body).hexdigest(),
+            fetched_bytes=size,
+            sha256=hashlib.sha256(body).hexdigest() if sink is None else sink.hash.hexdigest(),
             latency_ms=round(1000 * seconds),
             hold=hold,
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from stages.download.spool import Sink
+
 UNKNOWN = 256_000
 
 
@@ -62,17 +64,17 @@ class Memory:
     def __init__(self, size: int, max_bytes: int) -> None:
         self.announced, self.grown = Half(max(size // 2, max_bytes)), Half(max(size // 2, max_bytes))
 
-    def hold(self) -> Hold:
-        return Hold(self)
+    def hold(self, sink: Sink | None = None) -> Hold:
+        return Hold(self, sink)
 
 
 class Hold:
-    """What one body holds; `release` may be called more than once."""
+    """What one body holds; `release` may be called more than once. `sink`: where it is written to instead of into memory."""
 
-    __slots__ = ("first", "memory", "second")
+    __slots__ = ("first", "memory", "second", "sink")
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory, self.first, self.second = memory, 0, 0
+    def __init__(self, memory: Memory, sink: Sink | None = None) -> None:
+        self.memory, self.first, self.second, self.sink = memory, 0, 0, sink
 
     async def announce(self, n: int) -> None:
         await self.memory.announced.take(n)

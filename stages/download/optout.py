@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -84,6 +85,13 @@ class OptOut:
         """Raises FetchError(optout) where one of the content's hashes is listed."""
         if any(self._holds(f"x:{hashlib.new(name, body, usedforsecurity=False).hexdigest()}") for name in self.algorithms):
             raise FetchError("optout", "the content's hash is on an opt-out list")
+
+    def refuse_file(self, path: Path) -> None:
+        """The same of a file's content, which is not held in memory."""
+        for name in self.algorithms:
+            with path.open("rb") as file:
+                if self._holds(f"x:{hashlib.file_digest(file, name).hexdigest()}"):
+                    raise FetchError("optout", "the content's hash is on an opt-out list")
 
     def _holds(self, text: str) -> bool:
         value = np.uint64(xxhash.xxh3_64_intdigest(text.encode()))

@@ -10,6 +10,7 @@ import hashlib
 import re
 import threading
 from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ class Download(Stage):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
+        if self.config.to == "disk":
+            file = Column(pa.string(), "path of the file on this machine with the bytes; null for a dropped row", stored=False)
+            self.adds = {"video": file, **{name: column for name, column in type(self).adds.items() if name != "body"}}
         self.lease_call: LeaseCall | None = None
         self._optout: OptOut | None = None
         self._crawl: crawl.Crawl | None = None
@@ -103,6 +107,12 @@ class Download(Stage):
             self._thread = _LoopThread()
         return self._thread.run(self.run(table))
 
+    def release(self, table: pa.Table) -> None:
+        """The files of these rows (`to: disk`) are of no more use. Any thread may call it."""
+        if self._crawl is not None and self._crawl.spool is not None:
+            for path in table["video"].unique().drop_null().to_pylist():
+                self._crawl.spool.give_back(path)
+
     async def run(self, table: pa.Table) -> pa.Table:
         """All rows, in order, with their columns, fates and details. Never raises for a row."""
         positions, tables = [], []
@@ -110,7 +120,7 @@ class Download(Stage):
             positions.append(at)
             tables.append(piece)
         if not tables:
-            return _columns(table, [])
+            return self._columns(table, [])
         order = np.argsort(np.concatenate(positions), kind="stable")
         return pa.concat_tables(tables).take(pa.array(order))
 
@@ -129,14 +139,27 @@ class Download(Stage):
         broken = [i for i, text in enumerate(hashes) if text is not None and _expected(text) is None]
         if broken:
             unknown = Outcome(reason="hash_unknown", detail="expected_hash is not of a known form")
-            yield np.array(broken), _columns(table.take(pa.array(broken)), [unknown] * len(broken))
+            yield np.array(broken), self._columns(table.take(pa.array(broken)), [unknown] * len(broken))
         good = np.setdiff1d(np.arange(len(table)), np.array(broken, dtype=np.int64))
         wanted = [crawl.Wanted(None if places[i] else urls[i], places[i] or None) for i in good]
         async for piece in self._opened().pieces(wanted):
             at = good[[i for positions, _ in piece for i in positions]]
             outcomes = [outcome for positions, outcome in piece for _ in positions]
             judged = [_verified(outcome, hashes[i]) for i, outcome in zip(at, outcomes, strict=True)]
-            yield at, _columns(table.take(pa.array(at)), judged)
+            yield at, self._columns(table.take(pa.array(at)), judged)
+
+    def _columns(self, table: pa.Table, outcomes: list[Outcome]) -> pa.Table:
+        """`table` with the stage's columns, and fate and detail of the rows that failed."""
+        for name, column in self.adds.items():
+            values = pa.array([getattr(outcome, "path" if name == "video" else name) for outcome in outcomes], column.type)
+            table = table.append_column(pa.field(name, column.type), values)
+        return self._fated(table, outcomes)
+
+    def _fated(self, table: pa.Table, outcomes: list[Outcome]) -> pa.Table:
+        fates = pa.array([KEPT if o.reason is None else f"{self.name}:{o.reason}" for o in outcomes], pa.string())
+        details = pa.array([o.detail for o in outcomes], pa.string())
+        table = table.set_column(table.schema.get_field_index("fate"), "fate", fates)
+        return table.set_column(table.schema.get_field_index("detail"), "detail", details)
 
     def _opened(self) -> crawl.Crawl:
         """The crawl of the running loop; one of a loop that has ended is left to the collector."""
@@ -182,12 +205,13 @@ def _expected(text: str) -> tuple[str, str] | None:
 
 def _verified(outcome: Outcome, expected: str | None) -> Outcome:
     """The outcome, or a failure in its place where the body is not the expected one."""
-    if expected is None or outcome.body is None or (known := _expected(expected)) is None:
+    if expected is None or outcome.sha256 is None or (known := _expected(expected)) is None:
         return outcome
     algorithm, digits = known
-    actual = outcome.sha256 if algorithm == "sha256" else hashlib.new(algorithm, outcome.body, usedforsecurity=False).hexdigest()
+    actual = outcome.sha256 if algorithm == "sha256" else _digest(algorithm, outcome)
     if actual == digits:
         return outcome
+    outcome.discard()
     return Outcome(
         final_url=outcome.final_url,
         http_status=outcome.http_status,
@@ -199,12 +223,8 @@ def _verified(outcome: Outcome, expected: str | None) -> Outcome:
     )
 
 
-def _columns(table: pa.Table, outcomes: list[Outcome]) -> pa.Table:
-    """`table` with the stage's columns, and fate and detail of the rows that failed."""
-    for name, column in Download.adds.items():
-        values = pa.array([getattr(outcome, name) for outcome in outcomes], column.type)
-        table = table.append_column(pa.field(name, column.type), values)
-    fates = pa.array([KEPT if o.reason is None else f"{Download.name}:{o.reason}" for o in outcomes], pa.string())
-    details = pa.array([o.detail for o in outcomes], pa.string())
-    table = table.set_column(table.schema.get_field_index("fate"), "fate", fates)
-    return table.set_column(table.schema.get_field_index("detail"), "detail", details)
+def _digest(algorithm: str, outcome: Outcome) -> str:
+    if outcome.path is None:
+        return hashlib.new(algorithm, outcome.body or b"", usedforsecurity=False).hexdigest()
+    with Path(outcome.path).open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from stages.download.reasons import FetchError
+from stages.download.spool import Sink
 
+BLOCK = 1 << 20
 _WEB = ("http", "https", "ftp", "github", "dask", "jupyter")
 
 
@@ -31,6 +34,34 @@ def read(stored_at: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
     if length is not None and len(body) < length:
         raise FetchError("stored_unreadable", f"{len(body)} of {length} bytes: the file is shorter")
     return body
+
+
+def to_disk(stored_at: str, max_bytes: int, options: Mapping[str, Any], sink: Sink) -> tuple[str, int, str]:
+    """Path on this machine, bytes and SHA-256 of what lies at `stored_at`, or at a plain path.
+
+    It is copied to `sink` only where it lies elsewhere or is a part of a file. Blocks; raises FetchError as `read` does.
+    """
+    path, offset, length = _place(stored_at if stored_at.startswith("{") else json.dumps({"path": stored_at}))
+    try:
+        system, inner = fsspec.url_to_fs(path, **options)
+        whole = offset == 0 and length is None and isinstance(system, LocalFileSystem)
+        with system.open(inner, "rb", **({} if whole else {"cache_type": "readahead"})) as file:
+            file.seek(offset)
+            left = max_bytes + 1 if length is None else length
+            while left and (data := file.read(min(left, BLOCK))):
+                left -= len(data)
+                sink.append(data, keep=not whole)
+    except (OSError, ValueError, ImportError, EOFError) as err:
+        raise FetchError("stored_unreadable", f"{type(err).__name__}: {' '.join(str(err).split())}"[:300]) from None
+    if sink.size > max_bytes:
+        raise FetchError("too_large", "the stored bytes go beyond max_bytes")
+    if length is not None and left:
+        raise FetchError("stored_unreadable", f"{sink.size} of {length} bytes: the file is shorter")
+    if whole:
+        sink.discard()
+        return inner, sink.size, sink.hash.hexdigest()
+    sink.finish()
+    return str(sink.path), sink.size, sink.hash.hexdigest()
 
 
 def _place(stored_at: str) -> tuple[str, int, int | None]:

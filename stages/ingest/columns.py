@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pipeline.errors import UserError
 from stages.ingest.rebatch import OWN
 
+SUBTITLES = ("subtitle", "subtitle_at")  # fields that are taken where ingest's option `subtitles` asks for them
 # Our field -> its spellings, lower case, the more telling ones first: of a page's `url` and an `image_url` the latter is the picture's.
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "url": (
         *("image_url", "image_urls", "img_url", "imageurl", "image_link", "img_src", "image_src", "original_url", "contenturl"),
-        *("url", "urls", "link", "coco_url", "flickr_url", "src"),
+        *("video_url", "videourl", "url", "urls", "link", "coco_url", "flickr_url", "src"),
     ),
     "caption": (
         *("caption", "text", "captions", "alt", "alt_text", "alttext", "txt", "top_caption", "all_captions", "raw_caption"),
@@ -35,6 +36,8 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "aesthetic": ("aesthetic", "aesthetic_score", "aesthetic_score_laion_v2"),
     "licence": ("license", "licence"),
     "face_boxes": ("face_bboxes", "face_boxes"),
+    "subtitle": ("subtitle", "subtitles", "vtt", "srt"),
+    "subtitle_at": ("subtitle_url", "subtitles_url", "captions_url", "subtitle_path", "subtitle_at"),
     "stored_at": (),  # by a mapping alone: a stranger's table must not name files of this machine
 }
 SYNONYMS = {"source_caption": "caption", "text": "caption", "license": "licence", "id": "source_id"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.errors import UserError
-from pipeline.stage import KEPT, Column, Resources, Stage, drop
-from stages.ingest.columns import Columns, recognise
+from pipeline.stage import KEPT, Column, Resources, Stage, Strict, drop
+from stages.ingest.columns import SUBTITLES, Columns, recognise
 from stages.ingest.files import Header, InputFile, stream
 from stages.ingest.jsontext import json_text
 from stages.ingest.rebatch import FILE, MALFORMED, OWN, STORED_AT
@@ -57,6 +58,19 @@ class Ingest(Stage):
     reasons = {"malformed": "the line is no row: wrong number of cells, not UTF-8, no JSON object; the detail holds its text"}
     resources = Resources(cpus=1, memory=1 << 30)
 
+    class Config(Strict):
+        subtitles: bool = False
+        """The list is of videos: take the columns `subtitle` (a subtitle file's content) and `subtitle_at` (its URL or path) along."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        if self.config.subtitles:
+            self.adds = {
+                **type(self).adds,
+                "subtitle": Column(pa.large_binary(), "a subtitle file's content as the list has it; null where it has none", stored=False),
+                "subtitle_at": Column(pa.string(), "URL or path of a subtitle file; null where the list has none"),
+            }
+
     def normalise(self, raw: pa.Table, first_row: int, columns: str | Mapping[str, str] = "auto") -> pa.Table:
         """Table with `row` (int64, from `first_row` on), the stage's columns, `fate` and `detail`; row for row of `raw`.
 
@@ -71,6 +85,8 @@ class Ingest(Stage):
                 file = (raw.schema.metadata or {}).get(FILE.encode(), b"").decode()
                 raise UserError(f"{file}: {err}" if file else str(err)) from None
             known = Columns({}, None, False)  # no line could be read, so no column is known
+        if not self.config.subtitles:
+            known = replace(known, of={field: name for field, name in known.of.items() if field not in SUBTITLES})
         values = _values(raw, known)
         rows = pa.array(np.arange(first_row, first_row + n), pa.int64())
         out = pa.table({"row": rows, **{name: values.get(name, pa.nulls(n, column.type)) for name, column in self.adds.items()}})
@@ -88,6 +104,12 @@ def _values(raw: pa.Table, known: Columns) -> dict[str, pa.Array]:
     out["source_caption"] = texts.get("caption", pa.nulls(n, pa.string()))
     if "stored_at" in of:
         out["stored_at"] = blank_to_null(texts["stored_at"])
+    if "subtitle" in of:
+        held = whole(raw[of["subtitle"]])
+        held = held if pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type) else strings(held)
+        out["subtitle"] = held.cast(pa.large_binary())
+    if "subtitle_at" in of:
+        out["subtitle_at"] = blank_to_null(strings(raw[of["subtitle_at"]]))
     if "nsfw" in of:
         out["claimed_nsfw"] = blank_to_null(texts["nsfw"])
     if "licence" in of:

@@ -1,6 +1,7 @@
 """Shards: img2dataset's files to the letter, so that webdataset, open_clip, HF datasets, DALI and wids read them as they are.
 
-A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample), NNNNN.parquet (a line a row, also for dropped ones),
+A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample; of a clip KEY.000.jpg, KEY.001.jpg …),
+NNNNN.parquet (a line a row, also for dropped ones),
 NNNNN_stats.json and, if asked, NNNNN.idx for DALI. Images are written as they are stored, never encoded again. All bytes
 but the three times in the statistics are a function of the rows.
 """
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipeline.errors import ContractError
-from pipeline.stage import KEPT, Column, Resources, Stage, Strict
+from pipeline.stage import KEPT, MEDIA, Column, Resources, Stage, Strict
 from stages.shards.listing import as_json, listing
 from stages.shards.tar import dali_index, write_tar
 
@@ -59,8 +60,7 @@ class Shards(Stage):
     reads = {
         "uid": Column(pa.string(), "of the input row"),
         "url": Column(pa.string(), "of the input row"),
-        "image": Column(pa.large_binary(), "the encoded image, written as it is"),
-        "format": Column(pa.string(), "jpg, webp or png: the suffix of the image"),
+        "format": Column(pa.string(), "jpg, webp or png: the suffix of the image, or of a clip's frames"),
     }
     resources = Resources(memory=3 << 30)
 
@@ -123,15 +123,16 @@ def keys(shard: int, index: pa.Array, samples: int, total: int) -> pa.Array:
 def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total: int) -> ShardFacts:
     """Writes the files of one shard into `folder`.
 
-    `rows`: shard's rows in their order, kept ones with `image` and `format`; `index` is the place in the shard, null for a
-    dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
+    `rows`: shard's rows in their order, kept ones with `image` (or `frames`: a list) and `format`; `index` is the place in the
+    shard, null for a dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
     """
     began = time.time()
     stem = f"{shard:0{shard_digits(total)}d}"
     caption = "source_caption" if config.caption == "source" or "caption" not in rows.column_names else "caption"
     table = listing(rows, keys(shard, rows["index"], config.samples, total), caption)
     kept = pc.equal(rows["fate"], KEPT)
-    samples = _samples(table.filter(kept), rows.select(["row", "image", "format"]).filter(kept))
+    media = next(name for name in MEDIA if name in rows.column_names)
+    samples = _samples(table.filter(kept), rows.select(["row", media, "format"]).filter(kept), media)
     members = write_tar(folder / f"{stem}.tar", samples)
     pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
     if config.idx:
@@ -147,17 +148,22 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
 
 
-def _samples(table: pa.Table, images: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
-    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `images` their encoded images, in the same order."""
+def _samples(table: pa.Table, images: pa.Table, media: str) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
+    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `images` their encoded images, in the same order.
+
+    `media`: image, or frames, a list of images each with a number of three digits before its suffix.
+    """
     for start in range(0, len(table), BATCH):
         batch, bodies = table.slice(start, BATCH), images.slice(start, BATCH)
         texts = pc.fill_null(batch["caption"], "").to_pylist()
-        columns = (batch["key"].to_pylist(), as_json(batch), texts, *(bodies[name] for name in ("image", "format", "row")))
-        for key, meta, text, image, suffix, row in zip(*columns, strict=True):
-            ending = suffix.as_py()
+        columns = (batch["key"].to_pylist(), as_json(batch), texts, *(bodies[name] for name in (media, "format", "row")))
+        for key, meta, text, image, form, row in zip(*columns, strict=True):
+            ending = form.as_py()
             if key is None or not image.is_valid or ending not in SUFFIXES:
                 raise ContractError(f"row {row} is kept, but has key {key}, {'an' if image.is_valid else 'no'} image and format {ending}")
-            yield key, {ending: memoryview(image.as_buffer()), "json": meta.encode("ascii"), "txt": text.encode()}
+            pictures = {ending: image} if media == "image" else {f"{n:03d}.{ending}": one for n, one in enumerate(image.values)}
+            members = {suffix: memoryview(one.as_buffer()) for suffix, one in pictures.items()}
+            yield key, {**members, "json": meta.encode("ascii"), "txt": text.encode()}
 
 
 def statistics(table: pa.Table, times: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stages.lib.imagetype import sniff
 from stages.shards import SUFFIXES, TIMES, FileFacts, ShardFacts, statistics
 
 COLUMNS = ("key", "status", "fate", "width", "height", "caption")  # of the Parquet that are compared
+CLIPS = "frame_times"  # and of clips this one, with a time a frame
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,29 @@ def _samples(stream: _Hashed) -> Iterator[dict[str, Any]]:
 
 
 def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[str]:
-    from stages.lib.imagedecode import READERS
-
     row = listed.get(sample["__key__"])
     if row is None:
         yield "is not in the Parquet, or not as a success"
         return
     if sample.get("txt") != (row["caption"] or "").encode():
         yield "its txt is not the Parquet's caption"
-    image = next((sample[suffix] for suffix in sorted(SUFFIXES) if suffix in sample), None)
-    if image is None:
+    images = {suffix: body for suffix, body in sample.items() if suffix.rpartition(".")[2] in SUFFIXES}
+    wanted = range(len(row[CLIPS])) if CLIPS in row else None
+    numbers = sorted(suffix.partition(".")[0] for suffix in images)
+    if not images:
         yield "has no image"
-        return
+    elif wanted is not None and numbers != [f"{n:03d}" for n in wanted]:
+        yield f"has frames {', '.join(numbers)}, the Parquet times of {len(wanted)}"
+    for suffix, image in sorted(images.items()):
+        yield from _image_faults(image, row, "image" if wanted is None else f"frame {suffix.partition('.')[0]}")
+
+
+def _image_faults(image: bytes, row: dict[str, Any], name: str) -> Iterator[str]:
+    from stages.lib.imagedecode import READERS
+
     reader = READERS.get(sniff(image) or "")
     if reader is None:
-        yield "its image cannot be decoded: its first bytes are those of no picture"
+        yield f"its {name} cannot be decoded: its first bytes are those of no picture"
         return
     try:
         with reader(io.BytesIO(image)) as opened:  # and not Image.open, which judges sizes by a limit of its own
@@ -137,10 +146,10 @@ def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[s
     except MemoryError:
         raise
     except Exception as err:  # noqa: BLE001 - a decoder raises anything on bytes that are not its format's
-        yield f"its image cannot be decoded: {_text(err)}"
+        yield f"its {name} cannot be decoded: {_text(err)}"
         return
     if size != (row["width"], row["height"]):
-        yield f"image is {size}, the Parquet says {(row['width'], row['height'])}"
+        yield f"{name} is {size}, the Parquet says {(row['width'], row['height'])}"
 
 
 def _text(err: Exception) -> str:

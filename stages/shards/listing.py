@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.stage import KEPT
+from pipeline.stage import KEPT, MEDIA
 from stages.lib.text import valid
 
 # What img2dataset 1.47 writes with a caption column, extract_exif and compute_hash sha256, in its order.
@@ -30,7 +31,9 @@ IMG2DATASET = pa.schema(
 )
 OURS_FIRST = ("uid", "row", "fate", "similarity", "language", "cluster", "phash", "carried")
 # Bytes, places, what error_message says, and times, which are another in each run.
-NOT_LISTED = {"image", "shard", "index", "detail", "fetch_id", "part", "latency_ms"}
+NOT_LISTED = {*MEDIA, "shard", "index", "detail", "fetch_id", "part", "latency_ms"}
+# Lists that stand in the JSON too: a clip's frames are of no use without their times.
+LISTS = ("frame_times", "frame_lags", "segment_words")
 # Numbers that often nobody knows: as 0 in the JSON they would claim something (a punsafe of 0 is a verdict). The Parquet has them.
 OFTEN_UNKNOWN = ("claimed_", "tokens")
 
@@ -84,12 +87,17 @@ def as_json(table: pa.Table) -> list[str]:
     """Each row of a listing as JSON, as img2dataset formats it: indent 4, ASCII, keys in the order of the columns.
 
     Every text has the same keys with the same types, as HF datasets infers them from the first samples: a null text is "",
-    a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists, structs, bytes and OFTEN_UNKNOWN
-    stand in the Parquet alone.
+    a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists but LISTS, structs, bytes and
+    OFTEN_UNKNOWN stand in the Parquet alone.
     """
-    encoded = [(name, _encoded(table[name])) for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
+    named = [name for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
+    encoded = [(name, _listed(table[name]) if name in LISTS else _encoded(table[name])) for name in named]
     fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
     return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
+
+
+def _listed(column: pa.ChunkedArray) -> list[str]:
+    return [json.dumps(value or []) for value in column.to_pylist()]
 
 
 def _encoded(column: pa.ChunkedArray) -> list[str] | None:

@@ -89,7 +89,7 @@ def test_a_bad_option_is_named_with_its_whole_path(own: Path) -> None:
     ("name", "message"),
     [
         ("captoins", "stages.captoins: unknown stage; did you mean captions?"),
-        ("xyz", "unknown stage; built in are ingest, captions,"),
+        ("xyz", "unknown stage; built in are ingest, subtitle_files,"),
         ("own_stages_of_mine:Shuot", "cannot import own_stages_of_mine:Shuot"),
         ("no_such_module_here:A", "is the file on PYTHONPATH or in the current folder?"),
         ("own_stages_of_mine:NoStage", "is no subclass of pipeline.stage.Stage"),

@@ -1,0 +1,222 @@
+"""frames: of each segment of a video the pictures that are on screen at evenly spread times; the video is decoded once, in order.
+
+Which frame is on screen, and how a file is read, is decode.py; this file holds the options, the times, the columns and the reasons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import UserError
+from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
+from stages.frames.decode import Missing, Shown, UnreadableError, Video
+from stages.lib import imageencode, imageresize, phash, videopicture
+from stages.lib.imageresize import Filter, Mode
+
+MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
+
+
+class Options(Strict):
+    """Sizes, crops and encodings mean what they mean in the stage `images`."""
+
+    pick: Literal["uniform", "per_second"] = "uniform"
+    """uniform: `count` frames a segment, at the middles of as many equal pieces of it. per_second: `per_second` frames for each second
+    of it, the first half a step after its start."""
+    count: int = Field(4, ge=1, le=999)
+    """Frames a segment (uniform). 1 takes its middle."""
+    per_second: float = Field(1.0, gt=0, le=60)
+    """Frames a second (per_second); a segment has one at least."""
+    max_count: int = Field(64, ge=1, le=999)
+    """Frames a segment at most (per_second); of more, as many are taken uniformly."""
+    size: int = Field(224, ge=1, le=16_383)
+    """Pixels: the side that `mode` brings to this length."""
+    mode: Mode = "center_crop"
+    """As in `images`: center_crop, border, keep_ratio, keep_ratio_largest, no."""
+    only_if_bigger: bool = False
+    """Leave frames that needn't shrink as they are."""
+    downscale: Filter = "area"
+    """OpenCV's filter for shrinking."""
+    upscale: Filter = "lanczos"
+    """OpenCV's filter for enlarging."""
+    format: Literal["jpg", "webp"] = "jpg"
+    """What is stored."""
+    quality: int = Field(90, ge=1, le=100)
+    """Of jpg and webp."""
+    min_side: int | None = Field(None, ge=1)
+    """Pixels of the video's shorter side."""
+    max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
+    """Width times height of a frame; 8K has 33 million."""
+    threads: int = keyless(1, ge=1, le=64)
+    """Threads of one video's decoder. A worker decodes several videos at once, so one is fastest where there are many."""
+
+
+@dataclass
+class Clip:
+    """One row on its way: its wanted times, and what came of them."""
+
+    row: int
+    times: list[float]
+    pictures: list[bytes | None] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    reason: str | None = None
+    detail: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    grey: np.ndarray | None = None
+
+
+class Frames(Stage):
+    """Decodes a video once for all its segments and stores the frames that are on screen at their times.
+
+    A segment of which one time has no frame is dropped whole: nothing is filled up.
+    """
+
+    name = "frames"
+    version = 1
+    reads = {
+        "video": Column(pa.string(), "path of the video file on this machine", stored=False),
+        "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
+        "end_s": Column(pa.float64(), "where it ends"),
+    }
+    adds = {
+        "frames": Column(pa.list_(pa.large_binary()), "the pictures as they go into the shards, in order of time"),
+        "format": Column(pa.string(), "their encoding: jpg or webp"),
+        "width": Column(pa.int32(), "their pixels a row"),
+        "height": Column(pa.int32(), "their rows"),
+        "original_width": Column(pa.int32(), "the video's pixels a row, upright, pixels taken for squares"),
+        "original_height": Column(pa.int32(), "the video's rows, upright"),
+        "frame_times": Column(pa.list_(pa.float64()), "the times at which the frames are on screen: seconds of the video"),
+        "frame_lags": Column(pa.list_(pa.float64()), "seconds that each frame had been on screen by then; at least 0"),
+        "video_codec": Column(pa.string(), "the video's codec as FFmpeg names it"),
+        "video_s": Column(pa.float64(), "seconds of the video as its container claims them; null where it does not"),
+        "rotation": Column(pa.int32(), "degrees clockwise by which the frames were turned upright: 0, 90, 180 or 270"),
+        "phash": Column(pa.string(), f"16 hex digits, {phash.ALGORITHM} of the middle frame; null for flat ones"),
+        "flat": Column(pa.bool_(), "the middle frame is nearly of one brightness"),
+    }
+    reasons = {
+        "not_a_video": "no container that is read, or broken before its first packet",
+        "no_video": "the file has no video: sound alone, or a cover picture",
+        "unsupported_codec": "no decoder here for the video's codec",
+        "too_many_pixels": "frames of more than max_pixels",
+        "too_small": "shorter side under min_side",
+        "out_of_video": "a wanted time lies before the first frame or after the last one",
+        "damaged": "no frame can be decoded for a wanted time: the file is cut off or damaged there",
+        "no_segment": "the segment has no length, or no times",
+    }
+    resources = Resources(memory=2 << 30)
+
+    class Config(Options):
+        pass
+
+    def check_ready(self) -> None:
+        """Raises UserError where the extra is missing."""
+        try:
+            import av  # noqa: F401
+        except ImportError as err:
+            raise UserError(f"stages.frames: needs PyAV ({err}); install shardmill[video]") from None
+
+    def open(self) -> None:
+        import av
+        import cv2
+
+        self.check_ready()
+        av.logging.set_level(None)  # FFmpeg's words on damaged files; what matters becomes a fate
+        cv2.setNumThreads(1)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Each video once, for all its rows."""
+        starts, ends, paths = (table[name].to_pylist() for name in ("start_s", "end_s", "video"))
+        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        for path in dict.fromkeys(paths):
+            self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path])
+        _hash([clip for clip in clips if clip.grey is not None])
+        columns: dict[str, Any] = {
+            "fate": pa.array([f"{self.name}:{clip.reason}" if clip.reason else KEPT for clip in clips], pa.string()),
+            "detail": pa.array([clip.detail for clip in clips], pa.string()),
+        }
+        for name, column in self.adds.items():
+            columns[name] = pa.array([clip.facts.get(name) for clip in clips], column.type)
+        return pa.table({"row": table["row"], **columns})
+
+    def _times(self, start: float | None, end: float | None) -> list[float]:
+        """The wanted times of a segment, rising, to the microsecond; none where it has no length."""
+        if start is None or end is None or not 0 <= start < end:
+            return []
+        config = self.config
+        count, step = config.count, (end - start) / config.count
+        if config.pick == "per_second":
+            count, step = int((end - start) * config.per_second + 0.5), 1 / config.per_second
+            if not 1 <= count <= config.max_count:
+                count = max(1, min(config.max_count, count))
+                step = (end - start) / count
+        return [round(start + (n + 0.5) * step, 6) for n in range(count)]
+
+    def _video(self, path: str, clips: list[Clip]) -> None:
+        """Fills the clips of one video."""
+        wanted = [(clip, place) for clip in clips for place in range(len(clip.times))]
+        for clip in clips:
+            clip.pictures, clip.lags = [None] * len(clip.times), [0.0] * len(clip.times)
+            if not clip.times:
+                clip.reason, clip.detail = "no_segment", "start_s and end_s give no time"
+        try:
+            with Video(path, self.config.max_pixels, self.config.threads) as video:
+                facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
+                for clip in clips:
+                    clip.facts |= facts
+                for found in video.shown([clip.times[place] for clip, place in wanted]):
+                    self._found(video, found, [wanted[n] for n in found.wanted])
+        except UnreadableError as err:
+            for clip in clips:
+                clip.reason, clip.detail = err.reason, err.detail
+        for clip in clips:
+            self._finish(clip)
+
+    def _found(self, video: Video, found: Shown | Missing, due: list[tuple[Clip, int]]) -> None:
+        """What is on screen at the wanted times `due`; pictures are made once a frame, however many segments want it."""
+        if isinstance(found, Missing):
+            for clip, place in due:
+                clip.reason = clip.reason or MISSING[found.why]
+                clip.detail = clip.detail or f"no frame at {clip.times[place]:.3f} s, {found.why} what can be decoded"
+            return
+        due = [(clip, place) for clip, place in due if clip.reason is None]
+        if not due:
+            return
+        geometry = videopicture.geometry(video.stream, found.frame)
+        width, height = geometry.size(found.frame.width, found.frame.height)
+        if self.config.min_side is not None and min(width, height) < self.config.min_side:
+            for clip, _ in due:
+                clip.reason, clip.detail = "too_small", f"{width} x {height}: {min(width, height)} pixels < {self.config.min_side}"
+            return
+        plan = imageresize.plan(width, height, self.config.size, self.config.mode, self.config.only_if_bigger)
+        pixels = videopicture.pixels(found.frame, geometry.turn)
+        picture = self._picture(pixels, plan)
+        facts = dict(zip(("width", "height"), plan.stored, strict=True)) | {"original_width": width, "original_height": height}
+        for clip, place in due:
+            clip.pictures[place] = picture
+            clip.lags[place] = max(0.0, round(clip.times[place] - found.at_s, 6))
+            clip.facts |= {**facts, "rotation": -90 * geometry.turn % 360, "format": self.config.format}
+            if place == len(clip.times) // 2:
+                clip.grey = phash.luminance(pixels)
+
+    def _picture(self, pixels: np.ndarray, plan: imageresize.Plan) -> bytes:
+        config = self.config
+        scaled = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
+        return imageencode.encode(imageresize.fit(scaled, plan.stored), config.format, config.quality)
+
+    def _finish(self, clip: Clip) -> None:
+        if clip.reason:
+            clip.grey = None
+            return
+        clip.facts |= {"frames": clip.pictures, "frame_times": clip.times, "frame_lags": clip.lags}
+
+
+def _hash(clips: list[Clip]) -> None:
+    if not clips:
+        return
+    greys = np.stack([clip.grey for clip in clips if clip.grey is not None])
+    for clip, flat, hashed in zip(clips, phash.flat(greys).tolist(), phash.phash(greys), strict=True):
+        clip.facts |= {"flat": flat, "phash": None if flat else hashed}

@@ -1,0 +1,223 @@
+"""The frames of a video that are on screen at wanted times, decoded once and in order, by PyAV (extra `video`).
+
+The frame of time t is the one with pts <= t < the next frame's pts, in the container's time (its start is 0). Of a GOP in which nothing is
+wanted the packets are read and not decoded: that costs a hundredth of decoding, and needs no index and no trust in seeking. Everything is
+compared in whole ticks of the stream's clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+# What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
+SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
+HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
+
+
+class UnreadableError(Exception):
+    """Why nothing can be had of a file: `reason` as in the stage's reasons."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is on screen at wanted times: their places in the caller's list, the frame, and its pts in seconds of the container's time."""
+
+    wanted: list[int]
+    frame: Any
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Wanted times at which no frame is on screen: `before` the first or `after` the last, or in a `damaged` stretch."""
+
+    wanted: list[int]
+    why: str
+
+
+class Video:
+    """An opened file; use as a context manager. Raises UnreadableError where it has no video that can be decoded."""
+
+    def __init__(self, path: str, max_pixels: int, threads: int = 1) -> None:
+        import av
+
+        try:
+            self.container: Any = av.open(f"file:{path}", "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+        except (av.error.FFmpegError, OSError, ValueError) as err:
+            raise UnreadableError("not_a_video", _words(err)) from None
+        try:
+            self.stream: Any = self._pick(max_pixels, threads)
+        except BaseException:
+            self.container.close()
+            raise
+        self.damaged = self.cut = False
+        self.last: int | None = None  # the latest pts that was read
+
+    def _pick(self, max_pixels: int, threads: int) -> Any:
+        import av
+
+        stream = self.container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            kinds = ", ".join(sorted({other.type for other in self.container.streams})) or "nothing"
+            raise UnreadableError("no_video", f"the file holds {kinds}" + (" and a cover picture" if stream else ""))
+        context = stream.codec_context
+        if context is None:
+            raise UnreadableError("unsupported_codec", "no decoder for the video's codec")
+        if context.width * context.height > max_pixels:
+            raise UnreadableError("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
+        context.options = {"max_pixels": str(max_pixels)}  # also of pictures that grow on the way
+        context.thread_type, context.thread_count = "AUTO", threads
+        for other in self.container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+        return stream
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    @property
+    def start_ticks(self) -> Fraction:
+        """Where the container's time begins, in ticks of the stream. FFmpeg gives microseconds, cut off; the stream's own are exact."""
+        base, own = self.stream.time_base, self.stream.start_time
+        start = Fraction(self.container.start_time or 0, 1_000_000) / base
+        return Fraction(own) if own is not None and abs(start - own) * base < Fraction(2, 1_000_000) else start
+
+    def duration_s(self) -> float | None:
+        """As the container claims it."""
+        return None if not self.container.duration else float(self.container.duration) / 1_000_000
+
+    def shown(self, times_s: Sequence[float]) -> Iterator[Shown | Missing]:
+        """What is on screen at each of the times (seconds of the container's time to the microsecond, in any order); each comes once."""
+        base, start = self.stream.time_base, self.start_ticks
+        last_pts = [
+            floor(Fraction(round(t * 1_000_000), 1_000_000) / base + start) for t in times_s
+        ]  # a frame is on screen by t if its pts is at most this
+        pending = deque(sorted((pts, n) for n, pts in enumerate(last_pts)))
+        before: Any = None  # the frame on screen, until the next one is known
+        why = "before"
+        for frame in self._frames(lambda: pending[0][0]) if pending else ():
+            if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
+                if before is not None and frame is BROKEN and (due := _until(pending, before.pts + (before.duration or 0))):
+                    yield self._shown(due, before, start)
+                self.damaged = self.damaged or frame is not SKIPPED
+                before, why = None, "damaged"
+                if not pending:
+                    return
+                continue
+            if frame.pts is None or (before is not None and frame.pts <= before.pts):
+                continue  # without a time, or back in time: it is on screen at no time that can be named
+            if due := _until(pending, frame.pts):
+                yield Missing(due, why) if before is None else self._shown(due, before, start)
+            before, why = frame, "after"
+            if not pending:
+                return
+        if before is not None and (due := _until(pending, before.pts + self._ticks_of(before))):
+            yield self._shown(due, before, start)
+        if pending:
+            yield Missing([n for _, n in pending], "damaged" if self.damaged else why)
+
+    def _shown(self, due: list[int], frame: Any, start: Fraction) -> Shown:
+        return Shown(due, frame, float((frame.pts - start) * self.stream.time_base))
+
+    def _ticks_of(self, frame: Any) -> int:
+        """How long the last frame stays: its own duration, else the stream's average, else a tick."""
+        if frame.duration:
+            return int(frame.duration)
+        rate = self.stream.average_rate
+        return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
+
+    def _frames(self, wanted: Callable[[], int]) -> Iterator[Any]:
+        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted. SKIPPED and BROKEN stand for gaps.
+
+        `wanted()`: the smallest pts of interest, asked whenever a GOP begins.
+        """
+        context = self.stream.codec_context
+        held: list[Any] = []  # packets since the last keyframe, while it is open whether they are needed
+        size, holding, gap = 0, False, False
+        for packet in self._packets():
+            key = packet.is_keyframe and packet.pts is not None and not packet.is_discard
+            if key and packet.pts <= wanted():  # all before it is of no interest any more
+                gap = gap or bool(held)
+                held, size, holding = [packet], packet.size, True
+                continue
+            if holding and not key and size < HELD_BYTES:
+                held.append(packet)
+                size += packet.size
+                continue
+            todo, held, size, holding = [*held, packet], [], 0, False
+            if gap:
+                context.flush_buffers()
+                gap = False
+                yield SKIPPED
+            yield from self._decoded(todo)
+        if gap:
+            context.flush_buffers()
+            yield SKIPPED
+        yield from self._decoded(held)
+        if self._breaks_off():
+            yield BROKEN  # what is still in the decoder lacks the frames between: their packets would have come later
+        else:
+            yield from self._decoded([None])
+
+    def _breaks_off(self) -> bool:
+        """Reading ended by a fault, or a second and more before the end that the container claims."""
+        claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
+        if not claimed and self.container.duration:  # Matroska's is counted from 0 wherever the file begins
+            claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
+        return self.cut or bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+
+    def _packets(self) -> Iterator[Any]:
+        """All packets of the stream; where the file breaks off, those before."""
+        import av
+
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, OSError):
+                self.cut = True
+                return
+            if packet is None:
+                return
+            if packet.size:
+                self.last = packet.pts if self.last is None else max(self.last, packet.pts or 0)
+                yield packet
+
+    def _decoded(self, packets: Sequence[Any]) -> Iterator[Any]:
+        """A packet that cannot be decoded leaves a gap. The packet None empties the decoder."""
+        import av
+
+        for packet in packets:
+            try:
+                yield from self.stream.codec_context.decode(packet)
+            except av.error.EOFError:
+                continue
+            except av.error.MemoryError:
+                raise
+            except (av.error.FFmpegError, ValueError):
+                yield BROKEN
+
+
+def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:
+    """Takes the wanted times that lie before `pts`."""
+    due = []
+    while pending and pending[0][0] < pts:
+        due.append(pending.popleft()[1])
+    return due
+
+
+def _words(err: BaseException) -> str:
+    return str(getattr(err, "strerror", None) or type(err).__name__)

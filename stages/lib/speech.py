@@ -1,0 +1,131 @@
+"""Cues to tokens: the words of the speech with times, what is no speech apart.
+
+A token has the time that the file gives its word; where a file times no words, a cue's span is shared among its words by their letters,
+and only the cue's own start and end are known (`start_known`, `end_known`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from stages.lib.subtitles.model import Cue
+
+_MUSIC = re.compile(r"[♪♫♬🎵🎶]")
+_ASIDE = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|\*[^*]*\*")
+_WORD = re.compile(r"\w")
+_PARTS = re.compile(r"[^\s。！？]+[。！？]*|[。！？]+")
+_SPEAKER = re.compile(r"(?:>>+|&gt;&gt;|[-–—](?=\s|\w))\s*")
+_END = re.compile(r"(?:[.!?…]|[。！？؟।])[\"'”’»)\]]*$")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_ABBREVIATION = re.compile(r"(?:mr|mrs|ms|dr|prof|st|vs|etc|no|jr|sr|e\.g|i\.e|[a-z])\.$", re.I)
+Said = tuple[str, int, int, bool, bool]
+"""Text, start and end in milliseconds, and whether the file gives either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A word of the speech; times in milliseconds. `speaker`: someone else begins to speak with it."""
+
+    text: str
+    start: int
+    end: int
+    start_known: bool
+    end_known: bool
+    speaker: bool = False
+
+    def ends_sentence(self) -> bool:
+        """Ends with a sentence's sign and is no abbreviation or initial."""
+        return bool(_END.search(self.text)) and not _ABBREVIATION.match(self.text)
+
+    def words(self) -> int:
+        """1, but in scripts without blanks between words (Thai, Lao, Burmese, Khmer, kana, Han) one for every two letters: an estimate."""
+        return max(1, len(_UNSPACED.findall(self.text)) // 2)
+
+
+def joined(tokens: Sequence[Token]) -> str:
+    """The tokens' text; where one ends with a CJK sentence's sign no blank follows."""
+    return "".join(token.text + ("" if token.text[-1:] in "。！？" else " ") for token in tokens).strip()
+
+
+def ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def is_speech(text: str) -> bool:
+    """False for `[Music]`, `(applause)`, `♪ a song ♪`, `- -`: nothing spoken is left."""
+    return not _MUSIC.search(text) and bool(_WORD.search(_ASIDE.sub("", text)))
+
+
+def in_turn(cues: Sequence[Cue]) -> list[Cue]:
+    """Cues of one start become one; each ends where the next begins at the latest."""
+    merged: list[Cue] = []
+    for cue in sorted(cues, key=lambda cue: cue.start_s):
+        if merged and merged[-1].start_s == cue.start_s:
+            last = merged.pop()
+            merged.append(Cue(cue.start_s, max(last.end_s, cue.end_s), f"{last.text}\n{cue.text}"))
+        else:
+            merged.append(cue)
+    if not merged:
+        return []
+    nexts = [cue.start_s for cue in merged[1:]]
+    return [Cue(cue.start_s, min(cue.end_s, after), cue.text, cue.words) for cue, after in zip(merged, [*nexts, float("inf")], strict=True)]
+
+
+def tokens_of(cue: Cue, exact: bool) -> list[Token]:
+    """The tokens of a cue, without asides in brackets and signs for speakers. `exact`: its words' times are to be trusted."""
+    timed = _timed(cue, exact) or _shared_out(cue.text, ms(cue.start_s), ms(cue.end_s))
+    out: list[Token] = []
+    speaker, inside = False, False
+    for n, (said, start, end, start_known, end_known) in enumerate(timed):
+        text = said
+        first, last = n == 0, n == len(timed) - 1
+        inside = inside or (text.startswith("[") and any("]" in other[0] for other in timed[n:]))
+        if inside:
+            inside = "]" not in text
+            continue
+        if sign := _SPEAKER.match(text):
+            speaker, text = True, text[sign.end() :]
+        elif text in ("-", "–", "—", "--", "*"):
+            speaker = speaker or first
+            continue
+        if not _WORD.search(text):
+            _attach(out, text)
+            continue
+        stop = min(end, ms(cue.end_s))
+        out.append(Token(text, start, max(start, stop), start_known or first, end_known or last, speaker))
+        speaker = False
+    return out
+
+
+def _attach(out: list[Token], text: str) -> None:
+    """Signs that stand alone belong to the word before them."""
+    if text and out:
+        last = out[-1]
+        out[-1] = Token(f"{last.text} {text}", last.start, last.end, last.start_known, last.end_known, last.speaker)
+
+
+def _timed(cue: Cue, exact: bool) -> list[Said]:
+    """The cue's timed words; those to which the file gives one time share the span up to the next one's."""
+    out: list[Said] = []
+    for (start, end), words in groupby(cue.words, lambda word: (word.start_s, word.end_s)):
+        texts = [word.text for word in words]
+        shared = _shared_out(" ".join(texts), ms(start), ms(end)) if len(texts) > 1 else []
+        said = shared or [(text, ms(start), ms(end), False, False) for text in texts]
+        out += [(text, a, b, exact and n == 0, exact and n == len(said) - 1) for n, (text, a, b, _, _) in enumerate(said)]
+    return out
+
+
+def _shared_out(text: str, start: int, end: int) -> list[Said]:
+    """The words of a text that is said from `start` to `end`, with times in proportion to their letters; CJK parts at the ends of its
+    sentences."""
+    parts: list[str] = _PARTS.findall(text)
+    total = sum(len(part) for part in parts)
+    out, done = [], 0
+    for part in parts:
+        begin = start + (end - start) * done // total
+        done += len(part)
+        out.append((part, begin, start + (end - start) * done // total, False, False))
+    return out

@@ -1,0 +1,88 @@
+"""The sample of videos from its list to the shards: every row's fate is the expected one, and every frame in the tars is the right one."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from pipeline import plan, runs, verify
+from pipeline.explain import stories
+from pipeline.sample import counter
+
+CONFIG = Path(__file__).parents[3] / "configs" / "howto100m_subset.yaml"
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> runs.Result:
+    root = tmp_path_factory.mktemp("videos")
+    return runs.run(CONFIG, [f"run.root={root}"], runs.Quiet())
+
+
+def sql(text: str, made: runs.Result) -> list[tuple[Any, ...]]:
+    root = Path(made.folder).parent
+    named = text.replace("LEDGER", f"{made.folder}/ledger/*").replace("TRUTH", f"'{root}/.sample/howto100m-*/truth.parquet'")
+    return duckdb.connect().sql(named).fetchall()
+
+
+def samples(made: runs.Result) -> list[dict[str, Any]]:
+    shards = sorted(map(str, Path(made.folder, "shards").glob("*/*.tar")))
+    return list(wds.WebDataset(shards, shardshuffle=False, empty_check=False))
+
+
+def test_every_video_and_every_clip_ends_as_expected(made: runs.Result) -> None:
+    videos = sql("SELECT t.truth, t.expected, p.fate FROM 'LEDGER/parents/*.parquet' p JOIN TRUTH t ON t.row = p.row", made)
+    assert len(videos) == 18
+    for truth, expected, fate in videos:
+        assert fate == (expected if expected.startswith(("subtitle", "segments")) else "kept"), truth
+    clips = sql(
+        "SELECT t.truth, t.expected, l.fate, count(*) FROM 'LEDGER/part*.parquet' l JOIN TRUTH t ON t.row = l.parent GROUP BY ALL", made
+    )
+    assert [(truth, expected) for truth, expected, _, _ in clips] == [(truth, fate) for truth, _, fate, _ in clips]
+    assert {count for _, _, _, count in clips} <= {5, 6}
+    for balance in made.balances.values():
+        assert balance.rows_in == balance.kept + sum(balance.dropped.values())
+
+
+def test_every_frame_in_the_shards_is_the_one_on_screen(made: runs.Result) -> None:
+    """The pixels tell when the frame came on screen; the JSON when it was wanted."""
+    checked = 0
+    for sample in samples(made):
+        meta = json.loads(sample["json"])
+        numbers = sorted(suffix for suffix in sample if suffix.endswith(".jpg"))
+        assert numbers == [f"{n:03d}.jpg" for n in range(4)]
+        for name, wanted, lag in zip(numbers, meta["frame_times"], meta["frame_lags"], strict=True):
+            shown = counter.read(np.asarray(Image.open(io.BytesIO(sample[name]))))
+            assert shown is not None
+            assert 0 <= wanted * 1000 - shown < 400
+            assert shown == pytest.approx((wanted - lag) * 1000, abs=1.01)
+            assert meta["start_s"] <= wanted < meta["end_s"]
+            checked += 1
+    assert checked == 4 * made.balances["children"].kept > 150
+
+
+def test_clips_say_what_is_said_when_it_is_said(made: runs.Result) -> None:
+    spoken = {row: json.loads(text) for row, text in sql("SELECT row, sentences FROM TRUTH", made)}
+    parents = dict(sql("SELECT key, parent FROM 'LEDGER/part*.parquet' WHERE key IS NOT NULL", made))
+    near = 0
+    for sample in samples(made):
+        meta, said = json.loads(sample["json"]), sample["txt"].decode()
+        start, end = next((start, end) for start, end, text in spoken[parents[sample["__key__"]]] if text.lower() == said.lower())
+        near += abs(meta["start_s"] * 1000 - start) < 2 and -2 < meta["end_s"] * 1000 - end < 1001
+        assert " ".join(word["text"] for word in meta["segment_words"]).lower() == said.lower()
+    assert near == len(parents)
+
+
+def test_the_run_agrees_with_itself_and_nothing_is_left_to_do(made: runs.Result) -> None:
+    assert verify.run(made.folder)[1] == []
+    assert all(line.todo == 0 for line in plan.make(CONFIG, [f"run.root={Path(made.folder).parent}"]))
+    (story,) = stories(made.folder, "row=0")
+    assert story["children_in_all"] in (5, 6)
