@@ -41,6 +41,7 @@ class Options(Strict):
     """Column name -> head."""
 
     heads: dict[str, Head] = Field(min_length=1)
+    """The judges, by the name of the column that each adds."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
