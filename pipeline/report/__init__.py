@@ -51,6 +51,7 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
 def pages(known: Known, con: Any, report: dict[str, Any]) -> None:
     """Writes what people and other programs read beside report.json. Needs the table `facts`."""
     page.write(known, con, report)
+    card.write(known, report, page.template("card.md"))
 
 
 def remake(run: str) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def _fetches(report: dict[str, Any], say: Any) -> None:
     if fetched["asked"] and fetched["fetched"] < LEAST_FETCHED * fetched["asked"]:
         say(
             "few_fetched",
-            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for an image got bytes; lists of links usually give "
-            f"more than {LEAST_FETCHED:.0%}. Look at the resolver, the rate limits and the reasons of download below.",
+            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for an image got bytes; lists of links usually "
+            "give "
+            f"more than {LEAST_FETCHED:.0%}. Look at the reasons of download.",
         )
     if fetched["fetched"] and fetched["usable"] < LEAST_USABLE * fetched["fetched"]:
         say("few_usable", f"Only {_share(fetched['usable'], fetched['fetched'])} of the bytes that came were a usable image.")
@@ -71,7 +72,9 @@ def _repeats(report: dict[str, Any], say: Any) -> None:
     for what, lines in report["repeats"].items():
         for one in lines[:1]:
             if one["rows"] >= max(REPEAT_LEAST, REPEAT_SHARE * report["rows_in"]):
-                say(f"repeated_{what}", f"{one['rows']:,} rows have {said[what]}; {one['kept']:,} of them are kept (as row {one['row']:,}).")
+                say(
+                    f"repeated_{what}", f"{one['rows']:,} rows have {said[what]}; {one['kept']:,} of them are kept (as row {one['row']:,})."
+                )
 
 
 def _scores(report: dict[str, Any], say: Any) -> None:
@@ -83,7 +86,10 @@ def _scores(report: dict[str, Any], say: Any) -> None:
         return
     rows = sum(found["rows"])
     if rows >= FEW and found["std"] < FLAT_STD:
-        say("flat_scores", f"Similarity hardly varies (standard deviation {found['std']:.4f}): this looks like a broken model or broken input.")
+        say(
+            "flat_scores",
+            f"Similarity hardly varies (standard deviation {found['std']:.4f}): this looks like a broken model or broken input.",
+        )
     if rows >= FEW and max(found["rows"][0], found["rows"][-1]) > EDGE_SHARE * rows:
         say("edge_scores", "More than half of the similarities stand at one end of their range: this looks like a broken model.")
 
@@ -93,11 +99,17 @@ def _shapes(report: dict[str, Any], say: Any) -> None:
     kept = [line for line in lines if line["kept"]]
     total = sum(line["rows"] for line in lines)
     if kept and len(kept) == 1 and total - kept[0]["rows"] > LANGUAGE_SHARE * total:
-        say("languages", f"{_share(total - kept[0]['rows'], total)} of the captions are in another language than the kept ones ({kept[0]['value']}).")
+        say(
+            "languages",
+            f"{_share(total - kept[0]['rows'], total)} of the captions are in another language than the kept ones ({kept[0]['value']}).",
+        )
     for name in ("original_width", "original_height"):
         found = report["histograms"].get(name)
         if found and sum(found["rows"]) >= FEW and found["p05"] == found["p50"] and max(found["rows"]) > ONE_SIZE * sum(found["rows"]):
-            say("one_size", f"At least {ONE_SIZE:.0%} of the images have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.")
+            say(
+                "one_size",
+                f"At least {ONE_SIZE:.0%} of the images have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
+            )
 
 
 def _share(part: int, whole: int) -> str:

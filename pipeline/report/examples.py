@@ -26,7 +26,9 @@ SHOWN = ("uid", "url", "source_caption", "caption", "similarity", "language", "o
 def of_fates(con: Any, seed: int) -> list[int]:
     """Rows: EACH of every fate, by chance."""
     order = f"CASE WHEN p.place < {PARTS} THEN '0' ELSE '1' END || md5(concat_ws(':', {seed}, f.row))"
-    places = f"(SELECT part, row_number() OVER (ORDER BY md5(concat_ws(':', {seed}, part))) - 1 AS place FROM (SELECT DISTINCT part FROM facts))"
+    places = (
+        f"(SELECT part, row_number() OVER (ORDER BY md5(concat_ws(':', {seed}, part))) - 1 AS place FROM (SELECT DISTINCT part FROM facts))"
+    )
     sql = f"SELECT arg_min(f.row, {order}, {EACH}) FROM facts f JOIN {places} p ON p.part = f.part GROUP BY f.final"
     return [row for (found,) in con.execute(sql).fetchall() for row in found]
 
@@ -45,7 +47,9 @@ def of_fallen(con: Any, kept: dict[int, str]) -> dict[int, int]:
     for fate, column in (("selection:near_duplicate_caption", "cluster"), ("selection:near_duplicate_image", "image_cluster")):
         rows = ", ".join(str(row) for row, one in kept.items() if one == fate)
         if rows:
-            better = f"SELECT {column} AS name, min(row) AS row FROM facts WHERE {column} IS NOT NULL AND final = '{KEPT}' GROUP BY {column}"
+            better = (
+                f"SELECT {column} AS name, min(row) AS row FROM facts WHERE {column} IS NOT NULL AND final = '{KEPT}' GROUP BY {column}"
+            )
             sql = f"SELECT f.row, b.row FROM facts f JOIN ({better}) b ON b.name = f.{column} WHERE f.row IN ({rows})"
             out |= dict(con.execute(sql).fetchall())
     return out
@@ -66,7 +70,8 @@ def told(known: Known, con: Any, rows: list[int], pictures: bool, unsafe: float)
     names = [name for name in SHOWN if name in there]
     listed = ", ".join([f'k."{name}"' for name in names])
     wanted = ", ".join(map(str, sorted(set(rows)))) or "NULL"
-    sql = f"SELECT k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail FROM known k JOIN facts f ON f.row = k.row WHERE k.row IN ({wanted})"
+    columns = f"k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail"
+    sql = f"SELECT {columns} FROM known k JOIN facts f ON f.row = k.row WHERE k.row IN ({wanted})"
     found = {line["row"]: line for line in con.sql(sql).to_arrow_table().to_pylist()}
     for line in found.values():
         line["unsafe"] = (line.get("claimed_punsafe") or 0) >= unsafe or line.get("claimed_nsfw") == "NSFW"

@@ -51,14 +51,16 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:
     """The page's text."""
     plots, script = _asset(PLOTS), _asset("page.js")
-    return _template("page.html").render(
-        report=report,
-        shown=shown,
-        data=embedded({name: report[name] for name in CHARTS}),
-        style=_asset("page.css"),
-        scripts=[plots, script],
-        policy=" ".join(f"'sha256-{_hash(text)}'" for text in (plots, script)),
-        kept=KEPT,
+    return str(
+        template("page.html").render(
+            report=report,
+            shown=shown,
+            data=embedded({name: report[name] for name in CHARTS}),
+            style=_asset("page.css"),
+            scripts=[plots, script],
+            policy=" ".join(f"'sha256-{_hash(text)}'" for text in (plots, script)),
+            kept=KEPT,
+        )
     )
 
 
@@ -78,10 +80,13 @@ def _asset(name: str) -> str:
 
 
 @cache
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
+    """A template of ours; what it puts into HTML is escaped."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}", "size": _size}
     return environment.from_string(_asset(name))
 

@@ -16,6 +16,7 @@ from pipeline.stage import KEPT
 from stages.selection.expressions import columns_of
 
 BINS = 40
+TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
 TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
 LOG_SPAN = 50  # a positive column whose greatest value is so many times its least one gets bins of equal ratio
 # Short texts that the report counts or the selection may compare; every other text column stays in its file.
@@ -76,11 +77,11 @@ def histogram(con: Any, column: str) -> dict[str, Any]:
     """
     value = f'CAST("{column}" AS DOUBLE)'
     source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM facts WHERE isfinite({value}))"
-    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95])"
+    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
     low, high, mean, std, distinct, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
-    edges, scale = _edges(low, high)
+    edges, scale = _edges(low, high, *quantiles[3:])
     bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(edges[1:-1]))
     counted = con.execute(
         f"SELECT CASE {bins} ELSE {len(edges) - 2} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
@@ -92,14 +93,16 @@ def histogram(con: Any, column: str) -> dict[str, Any]:
     return {"edges": edges, "rows": rows, "kept": kept, **facts}
 
 
-def _edges(low: float, high: float) -> tuple[list[float], str]:
+def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[float], str]:
+    """Edges of BINS bins; where a few rows lie far above all others (`lower` to `upper` hold 99 %), the last bin takes them."""
     if low > 0 and high / low > LOG_SPAN:
         ratio = math.log(high / low)
         edges = [low * math.exp(ratio * at / BINS) for at in range(BINS)]
         return [low, *edges[1:], max(high, math.nextafter(edges[-1], math.inf))], "log"
-    width = (high - low) / BINS or 1
+    tail = upper > lower and high - upper > TAIL * (upper - lower)
+    width = ((upper if tail else high) - low) / (BINS - tail) or 1
     edges = [low + at * width for at in range(BINS)]
-    return [*edges, max(high, edges[-1] + width)], "linear"
+    return [*edges, max(high, edges[-1] + width)], "tail" if tail else "linear"
 
 
 def categories(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
@@ -110,7 +113,7 @@ def categories(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
 
 def _top_values(con: Any, column: str) -> list[dict[str, Any]]:
     sql = (
-        f'SELECT CAST("{column}" AS VARCHAR) AS value, count(*) AS rows, count(*) FILTER (final = \'{KEPT}\') AS kept '
+        f"SELECT CAST(\"{column}\" AS VARCHAR) AS value, count(*) AS rows, count(*) FILTER (final = '{KEPT}') AS kept "
         f'FROM facts WHERE "{column}" IS NOT NULL GROUP BY value ORDER BY rows DESC, value'
     )
     top = _lines(con, f"{sql} LIMIT {TOP_VALUES}")
@@ -120,7 +123,11 @@ def _top_values(con: Any, column: str) -> list[dict[str, Any]]:
 
 def hosts(con: Any, by: str = "host") -> dict[str, Any]:
     """The hosts (or `by="tld"`) with the most rows: asked (a fetch was tried), fetched (bytes came, whatever they were), kept."""
-    name = r"CASE WHEN regexp_matches(host, '^[\d.]+$|^\[') THEN 'an address' ELSE regexp_extract(host, '[^.]*$') END" if by == "tld" else by
+    name = (
+        r"CASE WHEN regexp_matches(host, '^(0x[0-9a-f]+|[\d.]+)$|^\[') THEN 'an address' ELSE regexp_extract(host, '[^.]*$') END"
+        if by == "tld"
+        else by
+    )
     source = f"(SELECT {name} AS name, fetch_id, fetched, final FROM facts WHERE host <> '')"
     sql = (
         "SELECT name, count(*) AS rows, count(fetch_id) AS asked, count(*) FILTER (fetched) AS fetched, "
@@ -176,7 +183,7 @@ def funnel(known: Known, kept: int, dropped: dict[str, int]) -> list[dict[str, A
     reasons = {e.name: e.stage.reasons for _, listed in entries for e in listed}
     order = {name: at for at, name in enumerate([*reasons])}
     ruled = {f"selection:{name}": at for at, name in enumerate(selection_stage(known).reasons)}
-    out = []
+    out: list[dict[str, Any]] = []
     for fate, rows in dropped.items():
         stage, _, reason = fate.rpartition(":")
         out.append({"fate": fate, "stage": stage, "reason": reason, "rows": rows, "meaning": reasons.get(stage, {}).get(reason, "")})

@@ -38,7 +38,8 @@ def columns(known: Known, con: Any) -> list[str]:
 def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
     """The slider of one column: thresholds as texts, and the rows kept with `column >= threshold`. Leaves the table `open_rows`.
 
-    `rows`: some rows at even places of the column's order. `now`: the place of the run's own threshold, None where no rule is one on this column alone.
+    `rows`: some rows at even places of the column's order. `now`: the place of the run's own threshold, None where no rule is one
+    on this column alone.
     """
     rules = list(selection_stage(known).rules)
     at = next((n for n, rule in enumerate(rules) if _threshold(rule, column) is not None), None)
@@ -94,7 +95,9 @@ def _one_run_is_enough(known: Known, con: Any, column: str, after: list[Rule]) -
 def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]:
     """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own."""
     shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
-    (found,) = con.execute(f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")').fetchone()
+    (found,) = con.execute(
+        f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
+    ).fetchone()
     texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
     if own:
         texts[float(own)] = own
@@ -144,6 +147,8 @@ def _command(known: Known, rules: list[Rule], at: int | None, column: str) -> st
     if at is not None and rules[at].keep:
         change = f"stages.selection.{rules[at].name}.keep={column} >= {{}}"
     else:
-        placed = [rule.model_dump(exclude_none=True, exclude_unset=True, exclude={"subset_sha256"}) for rule in _placed(rules, at, column, "{}")]
+        placed = [
+            rule.model_dump(exclude_none=True, exclude_unset=True, exclude={"subset_sha256"}) for rule in _placed(rules, at, column, "{}")
+        ]
         change = "stages.selection=" + json.dumps(placed, ensure_ascii=False)
     return f"shardmill run {shlex.quote(known.run.where)} --set {shlex.quote(change)}"

@@ -41,12 +41,12 @@
       series: [
         { type: "bar", stack: "rows", silent: true, itemStyle: { color: "transparent" }, data: before },
         { type: "bar", stack: "rows", barMinHeight: 2, cursor: "pointer", label: { show: true, position: "right", color: colour("soft"), fontSize: 11, formatter: (one) => narrow ? lines[one.dataIndex].fate.split(":").pop() + " " + count(one.value) : count(one.value) },
-          data: lines.map((one) => ({ value: one.rows, itemStyle: { color: colour(one.fate === "kept" ? "kept" : "drop") }, ...(narrow ? { label: { position: one.fate === "kept" ? "insideLeft" : "left", color: one.fate === "kept" ? colour("paper") : colour("soft") } } : {}) })) },
+          data: lines.map((one, at) => ({ value: one.rows, itemStyle: { color: colour(one.fate === "kept" ? "kept" : "drop") }, ...(narrow ? { label: { position: before[at] > total / 2 ? "left" : "right" } } : {}) })) },
       ],
     });
   }
 
-  function histogram(name, found) {
+  function histogram(found) {
     return () => base({
       grid: { left: 48, right: 12, top: 8, bottom: 24 },
       legend: { show: false },
@@ -74,7 +74,7 @@
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
-      xAxis: { type: "value", min: "dataMin", max: "dataMax", axisLabel: { formatter: short, hideOverlap: true } },
+      xAxis: { type: "value", min: "dataMin", max: "dataMax", axisLabel: { formatter: short, hideOverlap: true, showMaxLabel: false } },
       yAxis: { type: "value", min: 0 },
       series: [{ name: "kept", type: "line", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
         data: one.thresholds.map((text, n) => [Number(text), one.kept[n]]),
@@ -108,14 +108,15 @@
 
   const funnelPlace = document.getElementById("chart-funnel");
   funnelPlace.style.height = 40 + data.funnel.length * 18 + "px";
-  draw("chart-funnel", funnel, (chart) => chart.on("click", (event) => {
-    const lines = document.getElementById("fate-" + event.dataIndex);
+  draw("chart-funnel", funnel, (chart) => chart.getZr().on("click", (event) => {
+    const lines = document.getElementById("fate-" + Math.round(chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY)));
+    if (!lines) return;
     lines.open = true;
     lines.scrollIntoView({ block: "nearest" });
     lines.querySelector("summary").focus({ preventScroll: true });
   }));
   document.querySelectorAll(".slider").forEach(slider);
-  Object.entries(data.histograms).forEach(([name, found], at) => draw("chart-histogram-" + at, histogram(name, found)));
+  document.querySelectorAll('[id^="chart-histogram-"]').forEach((place) => draw(place.id, histogram(data.histograms[place.dataset.name])));
   document.querySelectorAll('[id^="chart-category-"]').forEach((place) => {
     const lines = data.categories[place.dataset.name];
     place.style.height = 40 + Math.max(3, lines.length) * 20 + "px";
