@@ -66,6 +66,7 @@ def remake(run: str) -> dict[str, Any]:
     with views.connect(store) as con:
         known.view_known(con, "known", image_dedup=True)
         view_selected(known, con)
+        report["shards_at"] = store.address(known.folder("shards"))  # the run may have been moved
         report |= figures(known, con, Balance(**ledger[known.run.layout.level]), whole=True)
         report["warnings"] = concerns.find(report)
         pages(known, con, report)

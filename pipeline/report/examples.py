@@ -64,10 +64,10 @@ def around(con: Any, column: str) -> list[int]:
     return [row for (row,) in con.execute(sql).fetchall()]
 
 
-def told(known: Known, con: Any, rows: list[int], pictures: bool, unsafe: float) -> dict[int, dict[str, Any]]:
-    """What the page shows of each row. `unsafe`: claimed_punsafe from which a picture is blurred."""
-    there = columns_known(known.run)
-    names = [name for name in SHOWN if name in there]
+def told(known: Known, con: Any, rows: list[int], pictures: bool, scores: list[str]) -> dict[int, dict[str, Any]]:
+    """What the page shows of each row, `scores` among it. Above report.unsafe a picture is `unsafe`."""
+    there, unsafe = columns_known(known.run), known.run.config.report.unsafe
+    names = [name for name in dict.fromkeys((*SHOWN, *scores)) if name in there]
     listed = ", ".join([f'k."{name}"' for name in names])
     wanted = ", ".join(map(str, sorted(set(rows)))) or "NULL"
     columns = f"k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail"
@@ -78,11 +78,10 @@ def told(known: Known, con: Any, rows: list[int], pictures: bool, unsafe: float)
         for name in ("url", "source_caption", "caption", "detail"):
             if line.get(name) and len(line[name]) > CHARS:
                 line[name] = line[name][:CHARS] + " …"
-    if pictures:
-        asked = {found[row]["fetch_id"]: None for row in rows if row in found and found[row]["fetch_id"]}  # in order of importance
-        images = _pictures(known, con, list(asked))
-        for line in found.values():
-            line["picture"] = images.get(line["fetch_id"])
+    asked = {found[row]["fetch_id"]: None for row in rows if row in found and found[row]["fetch_id"]}  # in order of importance
+    images = _pictures(known, con, list(asked)) if pictures else {}
+    for line in found.values():
+        line["picture"] = images.get(line["fetch_id"])
     return found
 
 

@@ -30,7 +30,6 @@ def write(known: Known, con: Any, report: dict[str, Any]) -> int:
 
 def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     """The rows that the page shows: by fate, by cluster, around thresholds, and of repeated captions and images."""
-    options = known.run.config.report
     rows = examples.of_fates(con, known.run.config.run.seed)
     members = {
         column: examples.of_clusters(con, column, [one["name"] for one in found["largest"]]) for column, found in report["clusters"].items()
@@ -38,10 +37,10 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     grouped = [row for found in members.values() for listed in found.values() for row in listed]
     near = [row for one in report["what_if"] for row in one["rows"]]
     repeated = [one["row"] for lines in report["repeats"].values() for one in lines]
-    first = examples.told(known, con, rows, pictures=False, unsafe=options.unsafe)
+    first = examples.told(known, con, rows, False, [])
     better = examples.of_fallen(con, {row: line["fate"] for row, line in first.items()})
     all_rows = [*rows, *better.values(), *grouped, *repeated, *near]
-    told = examples.told(known, con, all_rows, pictures=options.thumbnails, unsafe=options.unsafe)
+    told = examples.told(known, con, all_rows, known.run.config.report.thumbnails, [one["column"] for one in report["what_if"]])
     by_fate: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_fate.setdefault(told[row]["fate"], []).append({**told[row], "better": told.get(better.get(row, -1))})

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
-from pipeline.stage import KEPT
+from pipeline.stage import COMMON_REASONS, KEPT
 from stages.selection.expressions import columns_of
 
 BINS = 40
@@ -89,6 +89,7 @@ def histogram(con: Any, column: str) -> dict[str, Any]:
     rows, kept = [0] * (len(edges) - 1), [0] * (len(edges) - 1)
     for at, n, k in counted:
         rows[at], kept[at] = n, k
+    mean, std = float(f"{mean:.9g}"), float(f"{std:.9g}")  # a sum's last digits follow from the order of its terms
     facts = {"scale": scale, "mean": mean, "std": std, "distinct": distinct, "p05": quantiles[0], "p50": quantiles[1], "p95": quantiles[2]}
     return {"edges": edges, "rows": rows, "kept": kept, **facts}
 
@@ -180,7 +181,7 @@ def fetches(con: Any) -> dict[str, int]:
 def funnel(known: Known, kept: int, dropped: dict[str, int]) -> list[dict[str, Any]]:
     """The fates in the order of the run's stages and, within one, by count; the kept rows last."""
     entries = known.run.layout.phases()
-    reasons = {e.name: e.stage.reasons for _, listed in entries for e in listed}
+    reasons = {e.stage.name: {**COMMON_REASONS, **e.stage.reasons} for _, listed in entries for e in listed}
     order = {name: at for at, name in enumerate([*reasons])}
     ruled = {f"selection:{name}": at for at, name in enumerate(selection_stage(known).reasons)}
     out: list[dict[str, Any]] = []
