@@ -24,3 +24,12 @@ class Judged(Stage):
         similarity = np.array([one[0] % 100 / 100 * 0.7 - 0.2 for one in digests], np.float32)
         charm = np.array([one[1] / 25.5 for one in digests], np.float32)
         return table.append_column("similarity", pa.array(similarity)).append_column("charm", pa.array(charm))
+
+
+class ByPicture(Stage):
+    """A score of the picture alone, for runs whose scores are made beforehand: it is never called."""
+
+    name = "bypicture"
+    version = 1
+    reads = {"sha256": Column(pa.string(), "of the body")}
+    adds = {"similarity": Column(pa.float32(), "-0.2 to 0.5")}
