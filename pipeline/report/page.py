@@ -1,7 +1,7 @@
 """report/index.html: one file that needs no network, from a template with automatic escaping and a plotting library put in once.
 
 Captions, URLs and error texts come from strangers. They stand in the page only where the template escapes them, or in a block of JSON
-that no tag can end; and the page's own policy lets no script run but the two whose hashes it names.
+that no tag can end; and the page's own policy lets no script run but those whose hashes it names.
 """
 
 from __future__ import annotations
@@ -49,18 +49,15 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
 
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:
     """The page's text."""
-    plots, script = _asset(PLOTS), _asset("page.js")
-    return str(
-        template("page.html").render(
-            report=report,
-            shown=shown,
-            data=embedded({name: report[name] for name in CHARTS}),
-            style=_asset("page.css"),
-            scripts=[plots, script],
-            policy=" ".join(f"'sha256-{_hash(text)}'" for text in (plots, script)),
-            kept=KEPT,
-        )
-    )
+    data = {name: report[name] for name in CHARTS}
+    return html("page.html", "page.js", data, report=report, shown=shown, kept=KEPT)
+
+
+def html(name: str, script: str, data: Any, **values: Any) -> str:
+    """A page from a template of ours: with the plotting library, what all pages share, the page's own script, and `data` for it."""
+    scripts = [_asset(one) for one in (PLOTS, "charts.js", script)]
+    policy = " ".join(f"'sha256-{_hash(text)}'" for text in scripts)
+    return str(template(name).render(data=embedded(data), style=_asset("page.css"), scripts=scripts, policy=policy, **values))
 
 
 def embedded(value: Any) -> str:

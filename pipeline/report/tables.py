@@ -70,28 +70,29 @@ def histograms(con: Any, names: list[str]) -> dict[str, Any]:
     return {name: one for name, one in found.items() if one["rows"]}
 
 
-def histogram(con: Any, column: str) -> dict[str, Any]:
+def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[float], str] | None = None) -> dict[str, Any]:
     """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin.
 
-    `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio.
+    `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio. `edges` (with their scale)
+    may be given; then they have to hold all values.
     """
     value = f'CAST("{column}" AS DOUBLE)'
-    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM facts WHERE isfinite({value}))"
+    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}))"
     summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
     low, high, mean, std, distinct, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
-    edges, scale = _edges(low, high, *quantiles[3:])
-    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(edges[1:-1]))
+    bounds, scale = edges or _edges(low, high, *quantiles[3:])
+    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
     counted = con.execute(
-        f"SELECT CASE {bins} ELSE {len(edges) - 2} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
+        f"SELECT CASE {bins} ELSE {len(bounds) - 2} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
     ).fetchall()
-    rows, kept = [0] * (len(edges) - 1), [0] * (len(edges) - 1)
+    rows, kept = [0] * (len(bounds) - 1), [0] * (len(bounds) - 1)
     for at, n, k in counted:
         rows[at], kept[at] = n, k
     mean, std = float(f"{mean:.9g}"), float(f"{std:.9g}")  # a sum's last digits follow from the order of its terms
     facts = {"scale": scale, "mean": mean, "std": std, "distinct": distinct, "p05": quantiles[0], "p50": quantiles[1], "p95": quantiles[2]}
-    return {"edges": edges, "rows": rows, "kept": kept, **facts}
+    return {"edges": bounds, "rows": rows, "kept": kept, **facts}
 
 
 def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[float], str]:

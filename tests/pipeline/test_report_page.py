@@ -84,7 +84,7 @@ def test_the_funnel_is_the_ledger_and_shows_rows_of_every_fate(shown: tuple[Path
 def test_what_strangers_wrote_is_text_and_nothing_else(shown: tuple[Path, Server, Path]) -> None:
     text = text_of(shown[0])
     found = Page(text)
-    assert len(found.scripts) == 3
+    assert len(found.scripts) == 4
     assert "iframe" not in found.tags
     assert not {"svg", "math", "object", "a"} & {tag for tag in found.tags if tag != "a"}
     assert not [name for _, name, _ in found.attributes if name.startswith("on")]
@@ -98,12 +98,12 @@ def test_what_strangers_wrote_is_text_and_nothing_else(shown: tuple[Path, Server
 
 
 @pytest.mark.ray
-def test_the_policy_names_the_two_scripts_and_no_other_may_run(shown: tuple[Path, Server, Path]) -> None:
+def test_the_policy_names_our_scripts_and_no_other_may_run(shown: tuple[Path, Server, Path]) -> None:
     found = Page(text_of(shown[0]))
     policy = next(value for tag, name, value in found.attributes if tag == "meta" and name == "content" and value and "script-src" in value)
     running = [text for attrs, text in found.scripts if "type" not in attrs]
     hashes = {"'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'" for text in running}
-    assert len(hashes) == 2
+    assert len(hashes) == 3
     assert f"script-src {' '.join(sorted(hashes, key=policy.index))};" in policy
     assert "default-src 'none'" in policy
     assert "http" not in re.sub(r"http-equiv", "", policy)
