@@ -23,7 +23,7 @@ short   := "captions --rounds 1" "shards --rounds 2" "scores --pairs 64 --rounds
 checked := pipeline stages tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards plan train pretrain report test test-all lint wheel-test docs bench-setup bench-setup-dedup bench clean
+.PHONY: help setup shards plan train pretrain report test browser test-all lint wheel-test docs bench-setup bench-setup-dedup bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,13 @@ test: ## the tests (TESTS=path for some of them; those of training want EXTRAS="
 	$(venv) dev sample scorer s3 video $(EXTRAS)
 	@$(bin)/python -m pytest $(TESTS)
 
+browser: ## the tests that use the pages in a real Chromium (installed by apt where it is missing), and mlcroissant's
+	$(venv) dev sample scorer s3 browser $(EXTRAS)
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+	@$(bin)/python -m pytest tests/pipeline/test_report_browser.py tests/pipeline/test_report_page.py
+
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 video train scorer eval img2dataset cluster $(EXTRAS)
+	$(venv) dev sample s3 video browser train scorer eval img2dataset cluster $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh

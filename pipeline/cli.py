@@ -81,6 +81,17 @@ def report(run: Run) -> None:
 
 
 @app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="A run's folder or URL.")],
+    run_b: Annotated[str, typer.Argument(help="Another run's; the page is written into its report folder.")],
+) -> None:
+    """Compares two runs: fates, distributions, which rows both have, and what moved and why."""
+    import pipeline.compare
+
+    pipeline.compare.show(run_a, run_b)
+
+
+@app.command()
 def explain(
     run: Run, what: Annotated[str, typer.Argument(help="A URL, a uid, a sample's key, row=NUMBER of the input, or child=NUMBER.")]
 ) -> None:

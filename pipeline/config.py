@@ -76,7 +76,9 @@ class Report(Strict):
     """What the report holds besides its figures."""
 
     thumbnails: bool = True
-    """Keep small pictures of 24 samples with their captions, report/samples.jpg."""
+    """Small pictures in the report's page, and 24 samples with their captions as report/samples.jpg."""
+    unsafe: float = Field(0.5, ge=0, le=1)
+    """`claimed_punsafe` from which a picture in the page is blurred until it is clicked."""
 
 
 class RunConfig(Strict):

@@ -48,18 +48,21 @@ def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
 
 def _sample(members: dict[str, bytes]) -> Iterator[tuple[Image.Image, str]]:
     pictures = sorted(suffix for suffix in members if suffix.rpartition(".")[2] in PICTURES)
-    if pictures and (small := _small(members[pictures[len(pictures) // 2]])) is not None:  # of a clip the middle frame
-        yield small, members.get("txt", b"").decode()
+    if pictures and (picture := small(members[pictures[len(pictures) // 2]])) is not None:  # of a clip the middle frame
+        yield picture, members.get("txt", b"").decode()
 
 
-def _small(body: bytes) -> Image.Image | None:
-    """None of a picture that cannot be shown. The type's reader itself: Image.open judges sizes by a limit of its own."""
+def small(body: bytes, side: int = SIDE) -> Image.Image | None:
+    """The picture, no side longer than `side`; None of one that cannot be shown.
+
+    It is read by the type's reader itself: Image.open judges sizes by a limit of its own.
+    """
     reader = READERS.get(sniff(body) or "")
     if reader is None:
         return None
     try:
         image: Image.Image = reader(io.BytesIO(body))
-        image.thumbnail((SIDE, SIDE))
+        image.thumbnail((side, side))
         return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError):  # Pillow's of bytes that are not whole, or too many
         return None
@@ -69,8 +72,8 @@ def sheet(found: list[tuple[Image.Image, str]]) -> Image.Image:
     """The pictures in a grid, each with the beginning of its caption under it."""
     out = Image.new("RGB", (COLUMNS * WIDE + GAP, -(-len(found) // COLUMNS) * HIGH + GAP), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
-    for place, (small, caption) in enumerate(found):
+    for place, (picture, caption) in enumerate(found):
         left, top = GAP + place % COLUMNS * WIDE, GAP + place // COLUMNS * HIGH
-        out.paste(small, (left, top))
+        out.paste(picture, (left, top))
         draw.multiline_text((left, top + SIDE + 2), "\n".join(wrap(caption, 28, max_lines=LINES, placeholder=" …")), INK, font, spacing=2)
     return out

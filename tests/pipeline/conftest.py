@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.progress import Quiet
 from pipeline.runs import Result, run
+from tests.support import reported
 from tests.support.corpus import caption, picture, write_config, write_list
 from tests.support.server import Server
 
@@ -87,6 +88,16 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Ite
         fill(server, folder)
         config = write_config(folder / "test.yaml", server, folder / "lists")
         yield Made(server, folder, folder / "lists", run(config, show=Quiet()))
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory, ray_session: Any) -> Iterator[tuple[Path, Server, Path]]:
+    """A run that a report has much to tell of: its folder, its server, and its lists. Tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("shown")
+    with Server() as server:
+        lists = reported.fill(server, folder)
+        run(reported.config(folder / "test.yaml", server, lists, reported.RULES), show=Quiet())
+        yield folder / "runs" / "test", server, lists
 
 
 @pytest.fixture

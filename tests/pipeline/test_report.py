@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import report, views
+from pipeline.report import tables
 from pipeline.storage import Store
 from tests.pipeline.conftest import Made
 from tests.support.corpus import fates
@@ -24,9 +25,10 @@ def test_histograms_count_as_numpy_does(kind: pa.DataType) -> None:
     kept = [n % 3 == 0 for n in range(len(values))]
     with views.connect(Store(".")) as con:
         rows = pa.array(range(len(values)))
-        con.register("known", pa.table({"row": rows, "x": pa.array(values, kind)}))
-        con.register("selected", pa.table({"row": rows, "fate": ["kept" if one else "selection:low" for one in kept]}))
-        found = report._histogram(con, "x")
+        con.register(
+            "facts", pa.table({"row": rows, "x": pa.array(values, kind), "final": ["kept" if k else "selection:low" for k in kept]})
+        )
+        found = tables.histogram(con, "x")
     finite = [(value, one) for value, one in zip(values, kept, strict=True) if value is not None and np.isfinite(value)]
     assert np.histogram([value for value, _ in finite], found["edges"])[0].tolist() == found["rows"]
     assert np.histogram([value for value, one in finite if one], found["edges"])[0].tolist() == found["kept"]
@@ -35,9 +37,8 @@ def test_histograms_count_as_numpy_does(kind: pa.DataType) -> None:
 
 def test_a_histogram_of_nothing_is_empty() -> None:
     with views.connect(Store(".")) as con:
-        con.register("known", pa.table({"row": [0, 1], "x": pa.array([None, float("nan")], pa.float32())}))
-        con.register("selected", pa.table({"row": [0, 1], "fate": ["kept", "kept"]}))
-        assert report._histogram(con, "x") == {"edges": [], "rows": [], "kept": []}
+        con.register("facts", pa.table({"row": [0, 1], "x": pa.array([None, float("nan")], pa.float32()), "final": ["kept", "kept"]}))
+        assert tables.histogram(con, "x") == {"edges": [], "rows": [], "kept": []}
 
 
 def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +70,10 @@ def test_a_report_counts_what_lies_there(first_run: Made) -> None:
     tars = sorted(home.glob("*/*.tar"))
     assert told["shards"] == {"count": len(tars), "samples": told["kept"], "bytes": sum(path.stat().st_size for path in tars)}
     listed = pa.concat_tables([pq.read_table(path) for path in sorted(home.glob("*/*.parquet"))])
+    assert {"chars", "words", "original_width", "original_height", "fetched_bytes", "aspect"} <= set(told["histograms"])
     for name, found in told["histograms"].items():
+        if name not in listed.column_names:
+            continue
         for which, wanted in (("rows", listed), ("kept", listed.filter(pa.compute.equal(listed["fate"], "kept")))):
             assert np.histogram(wanted[name].drop_null().to_numpy(), found["edges"])[0].tolist() == found[which], (name, which)
     fetched = pa.concat_tables([pq.read_table(path, columns=["fetched_bytes"]) for path in sorted((run / "pool").glob("*/*.parquet"))])

@@ -1,4 +1,8 @@
-"""`shardmill report`: what came of a run, as report.json and as a summary on the terminal. Every count is a query."""
+"""`shardmill report`: what came of a run, as report.json, as a page to look at, and as a summary on the terminal.
+
+Every count is a query over committed files (`tables`, `whatif`); `examples` picks rows to look at, `concerns` what to ask about,
+`page` and `card` write it down.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ import pyarrow as pa
 
 from pipeline import views
 from pipeline.errors import UserError
-from pipeline.known import Known, columns_known
+from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.stage import KEPT
+from pipeline.report import card, concerns, page, tables, whatif
 from pipeline.storage import Store
 
-BINS = 20
+FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
+PAGE_ROWS = 100_000  # above, a run does not wait for the page: `shardmill report RUN` writes it
 
 
 def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str, Any], phases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -30,14 +35,60 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
         **_level(balances[level]),
         **({"parents": _level(balances["rows"])} if level == "children" else {}),
         "shards": {"count": len(manifest["shards"]), "samples": manifest["samples"], "bytes": sum(s["bytes"] for s in manifest["shards"])},
-        "histograms": _histograms(known, con),
         "bytes": _bytes(con),
         "near_duplicates": _near_duplicates(known),
         "stages": _stages(run.store, con),
         "session": _session(phases),
     }
+    report |= figures(known, con, balances[level], whole := report["rows_in"] <= PAGE_ROWS)
+    report["warnings"] = concerns.find(report)
+    if whole:
+        pages(known, con, report)
     run.store.write_json("report/report.json", report)
     return report
+
+
+def pages(known: Known, con: Any, report: dict[str, Any]) -> None:
+    """Writes what people and other programs read beside report.json. Needs the table `facts`."""
+    page.write(known, con, report)
+    card.write(known, report, page.template("card.md"))
+
+
+def remake(run: str) -> dict[str, Any]:
+    """Counts and writes the whole report of a finished run again; what its session took is kept from the report that is there."""
+    from pipeline.phases.select import view_selected
+    from pipeline.runs import reopen
+
+    known = reopen(run)
+    store = known.run.store
+    report: dict[str, Any] = store.read_json("report/report.json")
+    ledger = store.read_json(f"ledger/{known.keys['shards']}/done.json")
+    with views.connect(store) as con:
+        known.view_known(con, "known", image_dedup=True)
+        view_selected(known, con)
+        report["shards_at"] = store.address(known.folder("shards"))  # the run may have been moved
+        report |= figures(known, con, Balance(**ledger[known.run.layout.level]), whole=True)
+        report["warnings"] = concerns.find(report)
+        pages(known, con, report)
+    store.write_json("report/report.json", report)
+    return report
+
+
+def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, Any]:
+    """All that is counted over the rows; without `whole`, not what other thresholds would keep. Leaves the table `facts`."""
+    tables.make_facts(known, con)
+    scores = whatif.columns(known, con) if whole else []
+    return {
+        "funnel": tables.funnel(known, found.kept, found.dropped),
+        "fetches": tables.fetches(con),
+        "histograms": tables.histograms(con, tables.measures(known)),
+        "categories": tables.categories(known, con),
+        "hosts": tables.hosts(con),
+        "tlds": tables.hosts(con, "tld"),
+        "clusters": tables.clusters(known, con),
+        "repeats": tables.repeats(known, con),
+        "what_if": [whatif.make(known, con, column, found.kept) for column in scores],
+    }
 
 
 def _level(found: Balance) -> dict[str, Any]:
@@ -79,34 +130,6 @@ def _near_duplicates(known: Known) -> dict[str, dict[str, int]]:
     return {name: known.run.store.read_json(f"{known.folder(name)}/done.json")["counts"] for name in phases}
 
 
-def _histograms(known: Known, con: Any) -> dict[str, Any]:
-    """Counts before and after selection of score and size, over the rows that have them; none of a stage that did not run."""
-    there = columns_known(known.run)
-    return {name: _histogram(con, name) for name in ("original_width", "original_height", "chars", "similarity") if name in there}
-
-
-def _histogram(con: Any, column: str) -> dict[str, Any]:
-    """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin."""
-    value = f'k."{column}"'
-    source = (
-        f"(SELECT {value} AS x, s.fate = '{KEPT}' AS kept FROM known k JOIN selected s ON s.row = k.row "
-        f"WHERE isfinite(CAST({value} AS DOUBLE)))"
-    )
-    low, high = con.execute(f"SELECT min(x), max(x) FROM {source}").fetchall()[0]
-    if low is None:
-        return {"edges": [], "rows": [], "kept": []}
-    width = (high - low) / BINS or 1
-    edges = [low + at * width for at in range(BINS)]
-    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(edges[1:]))
-    found = con.execute(
-        f"SELECT CASE {bins} ELSE {BINS - 1} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
-    ).fetchall()
-    rows, kept = [0] * BINS, [0] * BINS
-    for at, n, k in found:
-        rows[at], kept[at] = n, k
-    return {"edges": [*edges, max(high, edges[-1] + width)], "rows": rows, "kept": kept}
-
-
 def _bytes(con: Any) -> dict[str, int]:
     once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch_id"
     (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchall()[0]
@@ -114,7 +137,7 @@ def _bytes(con: Any) -> dict[str, int]:
 
 
 def show(run: str) -> None:
-    """Prints the summary of a finished run, and whether it is of former shards or something was begun since.
+    """Makes the page anew and prints the summary, and whether it is of former shards or something was begun since.
 
     Raises UserError where there is none.
     """
@@ -122,8 +145,11 @@ def show(run: str) -> None:
     if not store.exists("report/report.json"):
         raise UserError(f"{run}: no report here; run the config first")
     report = store.read_json("report/report.json")
-    print_summary(report, store.address("report/report.json"))
-    for line in _since(store, report) if store.exists("run.json") else []:
+    since = _since(store, report) if store.exists("run.json") else [GONE]
+    if not any(line.startswith((FORMER, GONE)) for line in since):
+        report = remake(run)
+    print_summary(report, store.address("report/index.html"))
+    for line in since:
         print(line)
 
 
@@ -134,7 +160,7 @@ def _since(store: Store, report: dict[str, Any]) -> list[str]:
     begun, published = states(store)
     lines = []
     if published and published["keys"]["shards"] != report["shards_at"].rpartition("/")[2]:
-        lines.append("former: this report is of former shards; `shardmill run` repeated makes that of the published ones")
+        lines.append(f"{FORMER}this report is of former shards; `shardmill run` repeated makes that of the published ones")
     if published is not begun:
         lines.append(f"unfinished: {begun['where']} was begun after these shards; repeat `shardmill run`")
     return lines

@@ -1,0 +1,35 @@
+"use strict";
+// What all pages share: the block of JSON, charts that follow the colour scheme and the window, and options of their axes.
+const shardmill = (() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const charts = [];
+  const count = (n) => n.toLocaleString("en-US");
+  const short = (n) => String(Number(Number(n).toPrecision(3)));
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+  // `make` gives the options anew for another colour scheme or width.
+  function draw(id, make, after) {
+    const place = document.getElementById(id);
+    if (!place) return;
+    const chart = echarts.init(place, null, { renderer: "canvas" });
+    charts.push({ chart, place, make });
+    chart.setOption(make(place.clientWidth));
+    if (after) after(chart);
+  }
+
+  function base(more) {
+    const axis = { axisLabel: { color: colour("soft") }, axisLine: { lineStyle: { color: colour("line") } }, splitLine: { lineStyle: { color: colour("line") } } };
+    return {
+      animation: false, textStyle: { fontFamily: "system-ui, sans-serif" },
+      tooltip: { trigger: "axis", renderMode: "richText", axisPointer: { type: "shadow" }, confine: true, backgroundColor: colour("card"), borderColor: colour("line"), textStyle: { color: colour("ink"), fontSize: 12 } },
+      ...more, xAxis: { ...axis, ...more.xAxis, axisLabel: { ...axis.axisLabel, ...(more.xAxis.axisLabel || {}) } },
+      yAxis: { ...axis, ...more.yAxis, axisLabel: { ...axis.axisLabel, ...(more.yAxis.axisLabel || {}) } },
+    };
+  }
+
+  const again = () => charts.forEach(({ chart, place, make }) => { chart.resize(); chart.setOption(make(place.clientWidth), true); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  addEventListener("resize", again);
+  addEventListener("beforeprint", again);
+  return { data, charts, count, short, colour, draw, base };
+})();

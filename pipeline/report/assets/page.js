@@ -1,0 +1,102 @@
+"use strict";
+// Draws the charts from the block of JSON, opens a fate's rows from its bar, and moves the what-if sliders.
+// Texts of strangers reach the page by textContent and ECharts' own drawing of text alone, never as HTML.
+(() => {
+  const { data, charts, count, short, colour, draw, base } = shardmill;
+
+  function funnel(width) {
+    const lines = data.funnel, total = lines.reduce((sum, one) => sum + one.rows, 0);
+    let left = total;
+    const before = lines.map((one) => one.fate === "kept" ? 0 : (left -= one.rows));
+    const narrow = width < 600;
+    return base({
+      grid: { left: narrow ? 8 : 210, right: 48, top: 8, bottom: 28 },
+      xAxis: { type: "value", max: total, axisLabel: { formatter: (n) => n >= 1e6 ? n / 1e6 + "M" : n >= 1e4 ? n / 1e3 + "k" : String(n), hideOverlap: true } },
+      yAxis: { type: "category", inverse: true, data: lines.map((one) => one.fate), axisTick: { show: false }, axisLabel: { show: !narrow, width: 200, overflow: "truncate", interval: 0, fontSize: 11 } },
+      tooltip: { ...base({ xAxis: {}, yAxis: {} }).tooltip, formatter: (found) => { const one = lines[found[0].dataIndex]; return one.fate + ": " + count(one.rows) + " rows" + (one.meaning ? "\n" + one.meaning : ""); } },
+      series: [
+        { type: "bar", stack: "rows", silent: true, itemStyle: { color: "transparent" }, data: before },
+        { type: "bar", stack: "rows", barMinHeight: 2, cursor: "pointer", label: { show: true, position: "right", color: colour("soft"), fontSize: 11, formatter: (one) => narrow ? lines[one.dataIndex].fate.split(":").pop() + " " + count(one.value) : count(one.value) },
+          data: lines.map((one, at) => ({ value: one.rows, itemStyle: { color: colour(one.fate === "kept" ? "kept" : "drop") }, ...(narrow ? { label: { position: before[at] > total / 2 ? "left" : "right" } } : {}) })) },
+      ],
+    });
+  }
+
+  function histogram(found) {
+    return () => base({
+      grid: { left: 48, right: 12, top: 8, bottom: 24 },
+      legend: { show: false },
+      xAxis: { type: "category", data: found.rows.map((_, at) => short(found.edges[at]) + " to " + short(found.edges[at + 1])), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
+      yAxis: { type: "value", minInterval: 1 },
+      series: [
+        { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color: colour("all") }, data: found.rows },
+        { name: "kept", type: "bar", itemStyle: { color: colour("kept") }, data: found.kept },
+      ],
+    });
+  }
+
+  function category(lines) {
+    return () => base({
+      grid: { left: 76, right: 44, top: 4, bottom: 24 },
+      xAxis: { type: "value", minInterval: 1, axisLabel: { hideOverlap: true } },
+      yAxis: { type: "category", inverse: true, data: lines.map((one) => one.value === null ? "others" : one.value), axisTick: { show: false }, axisLabel: { width: 66, overflow: "truncate" } },
+      series: [
+        { name: "all", type: "bar", barGap: "-100%", itemStyle: { color: colour("all") }, data: lines.map((one) => one.rows) },
+        { name: "kept", type: "bar", itemStyle: { color: colour("kept") }, data: lines.map((one) => one.kept) },
+      ],
+    });
+  }
+
+  function what_if(one, at) {
+    return () => base({
+      grid: { left: 56, right: 12, top: 8, bottom: 24 },
+      xAxis: { type: "value", min: "dataMin", max: "dataMax", axisLabel: { formatter: short, hideOverlap: true, showMaxLabel: false } },
+      yAxis: { type: "value", min: 0 },
+      series: [{ name: "kept", type: "line", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
+        data: one.thresholds.map((text, n) => [Number(text), one.kept[n]]),
+        markLine: { symbol: "none", silent: true, animation: false, label: { show: false }, lineStyle: { color: colour("accent"), type: "solid", width: 2 }, data: [{ xAxis: Number(one.thresholds[at()]) }] } }],
+    });
+  }
+
+  function slider(box) {
+    const one = data.what_if[Number(box.dataset.at)], input = box.querySelector("input");
+    const near = [...box.querySelectorAll(".near figure")].filter((figure) => figure.dataset.score !== "");
+    near.forEach((figure) => { figure.querySelector("b").textContent = Number(figure.dataset.score).toFixed(4); });
+    const chart = () => charts.find((found) => found.place.id === "chart-what-if-" + box.dataset.at);
+    function show() {
+      const text = one.thresholds[Number(input.value)], least = Number(text), kept = one.kept[Number(input.value)];
+      box.querySelector(".threshold").textContent = text;
+      box.querySelector(".would").textContent = count(kept);
+      box.querySelector(".command").textContent = one.command.replace("{}", text);
+      input.setAttribute("aria-valuetext", text + ", " + count(kept) + " rows kept");
+      const stay = near.filter((figure) => Number(figure.dataset.score) >= least).slice(0, 5);
+      const go = near.filter((figure) => Number(figure.dataset.score) < least).slice(-5).reverse();
+      box.querySelector(".near").append(...near);
+      box.querySelector(".stay").replaceChildren(...stay);
+      box.querySelector(".go").replaceChildren(...go);
+      const drawn = chart();
+      if (drawn) drawn.chart.setOption(drawn.make());
+    }
+    draw("chart-what-if-" + box.dataset.at, what_if(one, () => Number(input.value)));
+    input.addEventListener("input", show);
+    show();
+  }
+
+  const funnelPlace = document.getElementById("chart-funnel");
+  funnelPlace.style.height = 40 + data.funnel.length * 18 + "px";
+  draw("chart-funnel", funnel, (chart) => chart.getZr().on("click", (event) => {
+    const lines = document.getElementById("fate-" + Math.round(chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY)));
+    if (!lines) return;
+    lines.open = true;
+    lines.scrollIntoView({ block: "nearest" });
+    lines.querySelector("summary").focus({ preventScroll: true });
+  }));
+  document.querySelectorAll(".slider").forEach(slider);
+  document.querySelectorAll('[id^="chart-histogram-"]').forEach((place) => draw(place.id, histogram(data.histograms[place.dataset.name])));
+  document.querySelectorAll('[id^="chart-category-"]').forEach((place) => {
+    const lines = data.categories[place.dataset.name];
+    place.style.height = 40 + Math.max(3, lines.length) * 20 + "px";
+    draw(place.id, category(lines));
+  });
+  document.querySelectorAll(".unsafe").forEach((button) => button.addEventListener("click", () => button.classList.toggle("shown")));
+})();

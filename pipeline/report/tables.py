@@ -1,0 +1,198 @@
+"""The figures of a report: every one a DuckDB query over one narrow table of all rows, which DuckDB spills to disk.
+
+`make_facts` joins the committed columns once, without image bytes and long texts; all counts of the report are taken from there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.known import Known, columns_known
+from pipeline.phases.select import selection_stage
+from pipeline.stage import COMMON_REASONS, KEPT
+from stages.selection.expressions import columns_of
+
+BINS = 40
+TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
+TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
+LOG_SPAN = 50  # a positive column whose greatest value is so many times its least one gets bins of equal ratio
+# Short texts that the report counts or the selection may compare; every other text column stays in its file.
+TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw")
+CATEGORIES = ("language", "original_format", "http_status")
+UNIQUE = ("row", "part", "parent", "original_orientation", "exif_orientation", "http_status")  # numbers that are no measure
+HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"
+
+
+def make_facts(known: Known, con: Any) -> None:
+    """Temporary table `facts`, one line a row, from the views `known` and `selected`.
+
+    `fate` and `detail` are those before the selection, as the selection sees them; `final` and `said` are the ledger's.
+    """
+    columns = columns_known(known.run)
+    ruled = {name for rule in selection_stage(known).rules if rule.keep for name in columns_of(rule.keep, columns, rule.name)}
+    flat = [n for n, kind in columns.items() if n in TEXTS or n in ruled or _plain(kind)]
+    listed = ", ".join(f'k."{name}"' for name in flat if name != "row")
+    caption = "k.caption" if "caption" in columns else "k.source_caption"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE facts AS SELECT k.row, k.part, {listed}, k.fate, k.detail, s.fate AS final, s.detail AS said, "
+        f"hash({caption}) AS caption_hash, k.fetch_id, {_aspect(columns)} AS aspect, "
+        f"lower(regexp_extract(k.url, '{HOST}', 1)) AS host, "
+        "k.fetch_id IS NOT NULL AND NOT starts_with(k.fate, 'download:') AS fetched "
+        "FROM known k JOIN selected s ON s.row = k.row"
+    )
+
+
+def _plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _aspect(columns: dict[str, pa.DataType]) -> str:
+    """SQL of the longest side over the shortest."""
+    if "original_width" not in columns:
+        return "CAST(NULL AS DOUBLE)"
+    sides = "k.original_width, k.original_height"
+    return f"greatest({sides}) / nullif(CAST(least({sides}) AS DOUBLE), 0)"
+
+
+def measures(known: Known) -> list[str]:
+    """The numeric columns of a run, in the order of its stages, and `aspect`: what a distribution says something of."""
+    columns = columns_known(known.run)
+    found = [n for n, kind in columns.items() if _plain(kind) and not pa.types.is_boolean(kind) and n not in UNIQUE]
+    return [*found, *(["aspect"] if "original_width" in columns else [])]
+
+
+def histograms(con: Any, names: list[str]) -> dict[str, Any]:
+    """The histogram of each column that holds any number."""
+    found = {name: histogram(con, name) for name in names}
+    return {name: one for name, one in found.items() if one["rows"]}
+
+
+def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[float], str] | None = None) -> dict[str, Any]:
+    """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin.
+
+    `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio. `edges` (with their scale)
+    may be given; then they have to hold all values.
+    """
+    value = f'CAST("{column}" AS DOUBLE)'
+    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}))"
+    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
+    low, high, mean, std, distinct, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
+    if low is None:
+        return {"edges": [], "rows": [], "kept": []}
+    bounds, scale = edges or _edges(low, high, *quantiles[3:])
+    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
+    counted = con.execute(
+        f"SELECT CASE {bins} ELSE {len(bounds) - 2} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
+    ).fetchall()
+    rows, kept = [0] * (len(bounds) - 1), [0] * (len(bounds) - 1)
+    for at, n, k in counted:
+        rows[at], kept[at] = n, k
+    mean, std = float(f"{mean:.9g}"), float(f"{std:.9g}")  # a sum's last digits follow from the order of its terms
+    facts = {"scale": scale, "mean": mean, "std": std, "distinct": distinct, "p05": quantiles[0], "p50": quantiles[1], "p95": quantiles[2]}
+    return {"edges": bounds, "rows": rows, "kept": kept, **facts}
+
+
+def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[float], str]:
+    """Edges of BINS bins; where a few rows lie far above all others (`lower` to `upper` hold 99 %), the last bin takes them."""
+    if low > 0 and high / low > LOG_SPAN:
+        ratio = math.log(high / low)
+        edges = [low * math.exp(ratio * at / BINS) for at in range(BINS)]
+        return [low, *edges[1:], max(high, math.nextafter(edges[-1], math.inf))], "log"
+    tail = upper > lower and high - upper > TAIL * (upper - lower)
+    width = ((upper if tail else high) - low) / (BINS - tail) or 1
+    edges = [low + at * width for at in range(BINS)]
+    return [*edges, max(high, edges[-1] + width)], "tail" if tail else "linear"
+
+
+def categories(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
+    """Rows and kept rows of the most frequent values; rows without a value are left out, the rest is one line (value null)."""
+    there = columns_known(known.run)
+    return {name: _top_values(con, name) for name in CATEGORIES if name in there}
+
+
+def _top_values(con: Any, column: str) -> list[dict[str, Any]]:
+    sql = (
+        f"SELECT CAST(\"{column}\" AS VARCHAR) AS value, count(*) AS rows, count(*) FILTER (final = '{KEPT}') AS kept "
+        f'FROM facts WHERE "{column}" IS NOT NULL GROUP BY value ORDER BY rows DESC, value'
+    )
+    top = _lines(con, f"{sql} LIMIT {TOP_VALUES}")
+    rest = _lines(con, f"SELECT NULL AS value, sum(rows)::BIGINT AS rows, sum(kept)::BIGINT AS kept FROM ({sql} OFFSET {TOP_VALUES})")
+    return top + [line for line in rest if line["rows"]]
+
+
+def hosts(con: Any, by: str = "host") -> dict[str, Any]:
+    """The hosts (or `by="tld"`) with the most rows: asked (a fetch was tried), fetched (bytes came, whatever they were), kept."""
+    name = (
+        r"CASE WHEN regexp_matches(host, '^(0x[0-9a-f]+|[\d.]+)$|^\[') THEN 'an address' ELSE regexp_extract(host, '[^.]*$') END"
+        if by == "tld"
+        else by
+    )
+    source = f"(SELECT {name} AS name, fetch_id, fetched, final FROM facts WHERE host <> '')"
+    sql = (
+        "SELECT name, count(*) AS rows, count(fetch_id) AS asked, count(*) FILTER (fetched) AS fetched, "
+        f"count(*) FILTER (final = '{KEPT}') AS kept FROM {source} GROUP BY name"
+    )
+    ((distinct, kept),) = con.execute(f"SELECT count(*), coalesce(max(kept), 0) FROM ({sql})").fetchall()
+    return {"distinct": distinct, "most_kept": kept, "top": _lines(con, f"{sql} ORDER BY rows DESC, name LIMIT {TOP_HOSTS}")}
+
+
+def clusters(known: Known, con: Any) -> dict[str, Any]:
+    """Of each near-duplicate stage: how many clusters of which size (powers of two), and the largest ones with a few members."""
+    there = columns_known(known.run)
+    return {name: _clusters(con, name) for name in ("cluster", "image_cluster") if name in there}
+
+
+def _clusters(con: Any, column: str) -> dict[str, Any]:
+    one = f"SELECT {column} AS name, count(*) AS size, count(*) FILTER (final = '{KEPT}') AS kept FROM facts"
+    one += f" WHERE {column} IS NOT NULL GROUP BY {column}"
+    sizes = _lines(
+        con,
+        "SELECT CAST(2 ** floor(log2(size)) AS BIGINT) AS least, count(*) AS clusters, sum(size)::BIGINT AS rows "
+        f"FROM ({one}) GROUP BY least ORDER BY least",
+    )
+    largest = _lines(con, f"SELECT * FROM ({one}) WHERE size > 1 ORDER BY size DESC, name LIMIT {TOP_CLUSTERS}")
+    return {"sizes": sizes, "largest": largest}
+
+
+def repeats(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
+    """The captions and perceptual hashes that most rows share, with one row of each (`row`)."""
+    there = columns_known(known.run)
+    keys = {"captions": "caption_hash", **({"images": "phash"} if "phash" in there else {})}
+    alive = {"captions": "true", "images": "phash IS NOT NULL"}
+    return {
+        name: _lines(
+            con,
+            f"SELECT min(row) AS row, count(*) AS rows, count(*) FILTER (final = '{KEPT}') AS kept FROM facts "
+            f"WHERE {alive[name]} GROUP BY {key} HAVING count(*) > 1 ORDER BY rows DESC, row LIMIT {TOP_REPEATS}",
+        )
+        for name, key in keys.items()
+    }
+
+
+def fetches(con: Any) -> dict[str, int]:
+    """Rows that asked the network for an image, rows that got bytes, and rows whose bytes were a usable image."""
+    sql = "SELECT count(fetch_id), count(*) FILTER (fetched), count(*) FILTER (fetched AND NOT starts_with(fate, 'images:')) FROM facts"
+    ((asked, fetched, decoded),) = con.execute(sql).fetchall()
+    return {"asked": asked, "fetched": fetched, "usable": decoded}
+
+
+def funnel(known: Known, kept: int, dropped: dict[str, int]) -> list[dict[str, Any]]:
+    """The fates in the order of the run's stages and, within one, by count; the kept rows last."""
+    entries = known.run.layout.phases()
+    reasons = {e.stage.name: {**COMMON_REASONS, **e.stage.reasons} for _, listed in entries for e in listed}
+    order = {name: at for at, name in enumerate([*reasons])}
+    ruled = {f"selection:{name}": at for at, name in enumerate(selection_stage(known).reasons)}
+    out: list[dict[str, Any]] = []
+    for fate, rows in dropped.items():
+        stage, _, reason = fate.rpartition(":")
+        out.append({"fate": fate, "stage": stage, "reason": reason, "rows": rows, "meaning": reasons.get(stage, {}).get(reason, "")})
+    out.sort(key=lambda one: (order.get(one["stage"], len(order)), ruled.get(one["fate"], 0), -one["rows"], one["fate"]))
+    return [*out, {"fate": KEPT, "stage": KEPT, "reason": "", "rows": kept, "meaning": "stands in the shards"}]
+
+
+def _lines(con: Any, sql: str) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = con.sql(sql).to_arrow_table().to_pylist()
+    return out

@@ -1,0 +1,154 @@
+"""What-if: how many rows would be kept with another threshold on a score, and the command that makes it so.
+
+The counts are those of a run with that threshold, not estimates: the selection itself is run again over the facts. Once is enough
+where a threshold cannot change which row of a cluster is kept: near-duplicates keep the best by similarity, so whoever stands for a
+cluster without a threshold stands for it with any threshold that it passes. Else it is run for each threshold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.known import Known, columns_known
+from pipeline.phases.select import selection_stage
+from pipeline.report import examples
+from pipeline.stage import KEPT
+from stages.selection import passes
+from stages.selection.rules import Rule, Rules
+
+STEPS, RUNS = 100, 12  # thresholds of a slider: where one run of the selection gives them all, and where each needs its own
+COLUMNS = 4  # sliders
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+def columns(known: Known, con: Any) -> list[str]:
+    """The scores that hold numbers: the stages' own first, then those that came with the list."""
+    there = columns_known(known.run)
+    own = {name for entry in known.run.layout.scores for name in entry.stage.adds}
+    scores = [n for n, kind in there.items() if (n in own or n.startswith("claimed_")) and pa.types.is_floating(kind)]
+    scores.sort(key=lambda name: (name != "similarity", name not in own))
+    return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchone()[0]][:COLUMNS]
+
+
+def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
+    """The slider of one column: thresholds as texts, and the rows kept with `column >= threshold`. Leaves the table `open_rows`.
+
+    `rows`: some rows at even places of the column's order. `now`: the place of the run's own threshold, None where no rule is one
+    on this column alone.
+    """
+    rules = list(selection_stage(known).rules)
+    at = next((n for n, rule in enumerate(rules) if _threshold(rule, column) is not None), None)
+    free = [rule for n, rule in enumerate(rules) if n != at]
+    own = _threshold(rules[at], column) if at is not None else None
+    _select(known, con, free)
+    con.execute(
+        f'CREATE OR REPLACE TEMP TABLE open_rows AS SELECT f.row, f."{column}" FROM facts f JOIN temp.selected s ON s.row = f.row '
+        f"WHERE s.fate = '{KEPT}'"
+    )
+    once = _one_run_is_enough(known, con, column, rules if at is None else rules[at:])
+    thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
+    if once:
+        counts = ", ".join(f'count(*) FILTER ("{column}" >= {text})' for text in thresholds)
+        found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchone()) if thresholds else []
+    else:
+        found = [_kept_with(known, con, _placed(rules, at, column, text)) for text in thresholds]
+    con.execute("DROP TABLE IF EXISTS temp.selected")
+    now = thresholds.index(own) if own in thresholds else None
+    if now is not None and rules[at or 0].keep and found[now] != kept:
+        now = None  # these shards were appended to: a run with the same rules makes others
+    return {
+        "column": column,
+        "thresholds": thresholds,
+        "kept": found,
+        "now": now,
+        "rows": examples.around(con, column),
+        "kept_without": con.execute("SELECT count(*) FROM open_rows").fetchone()[0],
+        "rule": rules[at].meaning if at is not None else None,
+        "command": _command(known, rules, at, column),
+    }
+
+
+def _threshold(rule: Rule, column: str) -> str | None:
+    """The number of a rule that is `column >= number` and nothing else; "" of one that takes the best share by the column."""
+    if rule.top_fraction is not None:
+        return "" if rule.by == column else None
+    match = re.fullmatch(rf"\s*{re.escape(column)}\s*>=\s*({NUMBER})\s*", rule.keep or "", re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _one_run_is_enough(known: Known, con: Any, column: str, after: list[Rule]) -> bool:
+    """Whether no later rule counts rows, and clusters keep their best by this very column (a NaN is its greatest, yet never the best)."""
+    if any(rule.keep is None and _threshold(rule, column) is None for rule in after):
+        return False
+    dedup: Any = known.run.layout.dedup
+    there = columns_known(known.run)
+    if column != "similarity":
+        return not passes(there, dedup.stage.config.on if dedup else None)
+    return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchone()[0]
+
+
+def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]:
+    """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own."""
+    shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
+    (found,) = con.execute(
+        f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
+    ).fetchone()
+    texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
+    if own:
+        texts[float(own)] = own
+    return [texts[value] for value in sorted(texts)]
+
+
+def _placed(rules: list[Rule], at: int | None, column: str, text: str) -> list[Rule]:
+    """The rules with a threshold in the place of the one that is there, or last."""
+    name = rules[at].name if at is not None else _free_name(rules, column)
+    rule = Rule(name=name, keep=f"{column} >= {text}")
+    return [*rules, rule] if at is None else [*rules[:at], rule, *rules[at + 1 :]]
+
+
+def _free_name(rules: list[Rule], column: str) -> str:
+    base = re.sub(r"[^a-z0-9_]", "_", column.lower())
+    names = {rule.name for rule in rules}
+    return next(name for name in [base, *(f"{base}_{n}" for n in range(2, 99))] if name not in names)
+
+
+def _select(known: Known, con: Any, rules: list[Rule]) -> None:
+    """Temporary table `selected`: the fates by these rules."""
+    stage: Any = selection_stage(known)
+    layout = known.run.layout
+    dedup: Any = layout.dedup
+    con.execute("DROP TABLE IF EXISTS temp.selected")
+    on = dedup.stage.config.on if dedup else None
+    type(stage)(Rules(rules)).run(con, "facts", seed=known.run.config.run.seed, shards=_ONE_SHARD, dedup_on=on)
+
+
+class _OneShard:
+    """Shards do not matter for who is kept."""
+
+    samples, order, multiple_of = 1 << 40, "shuffled", 1
+
+
+_ONE_SHARD = _OneShard()
+
+
+def _kept_with(known: Known, con: Any, rules: list[Rule]) -> int:
+    _select(known, con, rules)
+    (n,) = con.execute(f"SELECT count(*) FROM temp.selected WHERE fate = '{KEPT}'").fetchone()
+    return int(n)
+
+
+def _command(known: Known, rules: list[Rule], at: int | None, column: str) -> str:
+    """The command with `{}` for the threshold; the run's own --set options have to be added by whoever gave them."""
+    if at is not None and rules[at].keep:
+        change = f"stages.selection.{rules[at].name}.keep={column} >= {{}}"
+    else:
+        placed = [
+            rule.model_dump(exclude_none=True, exclude_unset=True, exclude={"subset_sha256"}) for rule in _placed(rules, at, column, "{}")
+        ]
+        change = "stages.selection=" + json.dumps(placed, ensure_ascii=False)
+    return f"shardmill run {shlex.quote(known.run.where)} --set {shlex.quote(change)}"
