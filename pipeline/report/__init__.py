@@ -194,7 +194,7 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     if worked:
         console.print(" · ".join(worked), soft_wrap=True)
     if "demonstration" in report:
-        console.print(f"demonstration: {report['demonstration'].get('photographs')} distinct photographs; nothing to train on")
+        console.print(f"{report['demonstration']['text']}; nothing to train on")
     console.print(f"took {report['seconds']:.1f} s, of which starting Ray {report['ray_start_s']:.1f} s")
     root = shlex.quote(report["shards_at"].rpartition("/shards/")[0])
     console.print(f"report: {path}\nnext:   shardmill verify {root}   ·   shardmill explain {root} URL", soft_wrap=True)

@@ -39,8 +39,8 @@ def _models(report: dict[str, Any], say: Any) -> None:
     elif "demonstration" in scorer:
         say("demonstration_scorer", f"The scorer is a stand-in ({scorer}): its scores say nothing of what a CLIP model would say.")
     if "demonstration" in report:
-        n = report["demonstration"].get("photographs")
-        say("demonstration_data", f"The input is the embedded sample: {n} distinct photographs, nothing to train on.")
+        what = report["demonstration"]["text"].removeprefix("demonstration: ")
+        say("demonstration_data", f"The input is the embedded sample: {what}, nothing to train on.")
     if not report["kept"]:
         say("nothing_kept", "No row was kept.")
 
