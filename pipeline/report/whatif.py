@@ -76,7 +76,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
 def _threshold(rule: Rule, column: str) -> str | None:
     """The number of a rule that is `column >= number` and nothing else; "" of one that takes the best share by the column."""
     if rule.top_fraction is not None:
-        return "" if rule.by == column else None
+        return "" if rule.column == column else None
     match = re.fullmatch(rf"\s*{re.escape(column)}\s*>=\s*({NUMBER})\s*", rule.keep or "", re.IGNORECASE)
     return match[1] if match else None
 
