@@ -41,7 +41,7 @@ LOSSES = [("download:http_404", "HTTP 404"), ("download:dns_nxdomain", "no such 
 
 
 def listed(data: Path, rows: int) -> pa.Table:
-    """URLs and captions: each caption of Flickr8k again and again; every fifth one as it is (near-duplicates), the others with words after."""
+    """URLs and captions: Flickr8k's captions again and again, every fifth one as it is, the others followed by another one."""
     with (data / "flickr8k" / "captions.csv").open(encoding="utf-8") as file:
         captions = [line["caption"] for line in csv.DictReader(file)]
     rng = np.random.default_rng(1)
@@ -157,7 +157,8 @@ def main() -> int:
         began = time.monotonic()
         prepare(path, table, pictures(data))
         print(f"{rows:,} rows prepared in {time.monotonic() - began:.0f} s", flush=True)
-        print("run: {:.0f} s, driver's peak memory {:.2f} GB".format(*(lambda s, m: (s, m / 1e9))(*timed("run", str(path)))), flush=True)
+        seconds, memory = timed("run", str(path))
+        print(f"run: {seconds:.0f} s, driver's peak memory {memory / 1e9:.2f} GB", flush=True)
         run = folder / "runs" / "million"
         seconds, memory = timed("report", str(run))
         size = (run / "report" / "index.html").stat().st_size
