@@ -46,15 +46,16 @@ class Rows:
         view_selected(self.known, self.con)
         view_ledger(self.known, self.con)
         tables.make_facts(self.known, self.con)
-        text = "k.source_caption, k.caption" if "caption" in self._columns("known") else "k.source_caption, k.source_caption AS caption"
+        caption = "k.caption" if "caption" in self._columns("known") else "k.source_caption"
+        sought = f"lower(concat_ws(chr(0), k.source_caption, {caption}, k.url, f.said))"  # what free text is looked for in
         kept = ", ".join(f'f."{name}"' for name in self._columns("facts") if name not in {"fate", "detail", "final", "said", *HIDDEN})
         self.con.execute(
-            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, {text}, f.final AS fate, f.said AS detail, l.key "
+            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, f.final AS fate, f.said AS detail, l.key, {sought} AS sought "
             "FROM facts f JOIN known k ON k.row = f.row JOIN ledger l ON l.row = f.row"
         )
         self.con.execute("DROP TABLE facts")
         self.con.execute("CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, filename FROM pool")
-        found = self.con.execute("SELECT column_name, column_type FROM (DESCRIBE browsed)").fetchall()
+        found = self.con.execute("SELECT column_name, column_type FROM (DESCRIBE browsed) WHERE column_name <> 'sought'").fetchall()
         self.columns = dict(sorted(found, key=lambda one: FIRST.index(one[0]) if one[0] in FIRST else len(FIRST)))
         self.fates = [
             fate for (fate,) in self.con.execute("SELECT fate FROM browsed GROUP BY fate ORDER BY count(*) DESC, fate").fetchall()
@@ -72,15 +73,19 @@ class Rows:
         where = f"WHERE {' AND '.join(tests)}" if tests else ""
         sort = asked.get("sort") or "row"
         self._check(sort)
-        order = f'"{sort}" {"DESC" if asked.get("down") else "ASC"} NULLS LAST, row'
+        down = "DESC" if asked.get("down") else "ASC"
         number = min(max(int(_number(asked.get("page") or "0")), 0), MOST_PAGES)
         listed = ", ".join(
             f'left("{name}", {CHARS}) AS "{name}"' if kind == "VARCHAR" else f'"{name}"' for name, kind in self.columns.items()
         )
         with self.lock:
-            ((total,),) = self.con.execute(f"SELECT count(*) FROM browsed {where}", values).fetchall()
-            chosen = f"SELECT row FROM browsed {where} ORDER BY {order} LIMIT {PAGE} OFFSET {number * PAGE}"
-            rows = self.con.sql(f"SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY {order}", params=values).to_arrow_table()
+            if where:  # one look at the texts, not one to count and another to sort
+                self.con.execute(f'CREATE OR REPLACE TEMP TABLE hits AS SELECT row, "{sort}" AS place FROM browsed {where}', values)
+            source = "hits" if where else f'(SELECT row, "{sort}" AS place FROM browsed)'
+            ((total,),) = self.con.execute(f"SELECT count(*) FROM {source}").fetchall()
+            chosen = f"SELECT row FROM {source} ORDER BY place {down} NULLS LAST, row LIMIT {PAGE} OFFSET {number * PAGE}"
+            sql = f'SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY "{sort}" {down} NULLS LAST, row'
+            rows = self.con.sql(sql).to_arrow_table()
         return {
             "total": total,
             "page": number,
@@ -94,9 +99,8 @@ class Rows:
                 tests.append(test)
                 values.append(asked[name].lower() if name == "host" else asked[name])
         if asked.get("text"):
-            sought = ("caption", "source_caption", "url", "detail")
-            tests.append("(" + " OR ".join(f"contains(lower({column}), lower(?))" for column in sought) + ")")
-            values += [asked["text"]] * len(sought)
+            tests.append("contains(sought, lower(?))")
+            values.append(asked["text"])
         for bound, sign in (("least", ">="), ("most", "<=")):
             if asked.get("column") and asked.get(bound):
                 self._check(asked["column"], number=True)
@@ -147,6 +151,8 @@ def answer(rows: Rows, target: str) -> tuple[int, str, bytes]:
     try:
         if address.path == "/":
             return 200, "text/html; charset=utf-8", start(rows).encode()
+        if address.path == "/favicon.ico":
+            return 200, "image/x-icon", b""
         if address.path == "/rows":
             return _json(rows.find(asked))
         if address.path == "/story":
