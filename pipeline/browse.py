@@ -50,7 +50,8 @@ class Rows:
         sought = f"lower(concat_ws(chr(0), k.source_caption, {caption}, k.url, f.said))"  # what free text is looked for in
         kept = ", ".join(f'f."{name}"' for name in self._columns("facts") if name not in {"fate", "detail", "final", "said", *HIDDEN})
         self.con.execute(
-            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, f.final AS fate, f.said AS detail, l.key, {sought} AS sought "
+            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, "
+            f"f.final AS fate, f.said AS detail, l.key, {sought} AS sought "
             "FROM facts f JOIN known k ON k.row = f.row JOIN ledger l ON l.row = f.row"
         )
         self.con.execute("DROP TABLE facts")
