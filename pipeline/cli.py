@@ -92,8 +92,23 @@ def compare(
 
 
 @app.command()
+def browse(
+    run: Run,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
+) -> None:
+    """Serves a local page to look through all rows, kept and dropped: filters, any order, free text, images and stories."""
+    import pipeline.browse
+
+    pipeline.browse.serve(run, port)
+
+
+@app.command()
 def explain(
-    run: Run, what: Annotated[str, typer.Argument(help="A URL, a uid, a sample's key, row=NUMBER of the input, or child=NUMBER.")]
+    run: Run,
+    what: Annotated[
+        str,
+        typer.Argument(help="A URL, a uid, a sample's key, host=NAME, text=WORDS of a caption, row=NUMBER of the input, or child=NUMBER."),
+    ],
 ) -> None:
     """Tells what became of a row, and why."""
     import pipeline.explain

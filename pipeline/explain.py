@@ -18,7 +18,7 @@ MOST = 20  # rows that are told, and children of each
 
 
 def stories(run: str, what: str) -> list[dict[str, Any]]:
-    """All that is known of the first MOST rows with this URL, uid, sample key, `row=NUMBER` or `child=NUMBER`.
+    """All that is known of the first MOST rows with this URL, uid, sample key, `host=NAME`, `text=WORDS`, `row=NUMBER` or `child=NUMBER`.
 
     Where a stage makes several rows of one, each is a row of the input with its `children`: all, or those that were asked for.
     Raises UserError when there is none, and where the run has no ledger yet.
@@ -41,9 +41,9 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
             found = _rows(con, "ledger", f"row IN ({_listed(asked)})", [], "parent")
         if not found:
             numbers = "row=NUMBER for a row of the input" + (", child=NUMBER for a row made of one" if expanded else "")
-            raise UserError(f"{run}: no row with {what!r} as URL, uid or key (give {numbers})")
+            raise UserError(f"{run}: no row with {what!r} as URL, uid or key (give host=NAME, text=WORDS of a caption, {numbers})")
         if not expanded:
-            return _told(con, f"k.row IN ({_listed(found)})")
+            return told(con, f"k.row IN ({_listed(found)})")
         parents: list[dict[str, Any]] = (
             con.sql(
                 "SELECT p.* EXCLUDE (fate, detail), l.fate, l.detail FROM parents p JOIN parents_ledger l ON l.row = p.row "
@@ -54,7 +54,7 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
         )
         for parent in parents:
             of_these = f" AND k.row IN ({_listed(asked)})" if asked else ""
-            parent["children"] = _told(con, f"k.parent = {parent['row']}{of_these}")
+            parent["children"] = told(con, f"k.parent = {parent['row']}{of_these}")
             ((parent["children_in_all"],),) = con.execute("SELECT count(*) FROM ledger WHERE parent = ?", [parent["row"]]).fetchall()
         return parents
 
@@ -71,6 +71,10 @@ def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
     if match := re.fullmatch(r"(row|child)=(\d+)", what):
         mine = "true" if not expanded else f"parent IS {'NOT ' if match[1] == 'child' else ''}NULL"
         return f"row = ? AND {mine}" if expanded or match[1] == "row" else "false AND row = ?", [int(match[2])]
+    if match := re.fullmatch(r"(host|text)=(.+)", what, re.DOTALL):
+        if match[1] == "host":
+            return f"lower(regexp_extract(url, '{views.HOST}', 1)) = lower(?)", [match[2]]
+        return "row IN (SELECT row FROM known WHERE contains(lower(source_caption), lower(?)))", [match[2]]
     return "(url = ? OR uid = ? OR key = ?)", [what, what, what]
 
 
@@ -83,7 +87,7 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers)) or "NULL"
 
 
-def _told(con: Any, test: str) -> list[dict[str, Any]]:
+def told(con: Any, test: str) -> list[dict[str, Any]]:
     """The first MOST rows of the view `known` that pass, with their ledger and place."""
     sql = (
         'SELECT k.* EXCLUDE (fate, detail), l.fate, l.detail, l.shard, l.key, s."index" FROM known k '

@@ -97,7 +97,7 @@ def told(config: RunConfig, where: str, show: Quiet | None = None, again: Again 
     if show is None:
         from pipeline import report
 
-        report.print_summary(result.report, f"{result.folder}/report/report.json")
+        report.print_summary(result.report, report.shown_at(result.folder, result.report))
     return result
 
 

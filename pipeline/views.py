@@ -22,6 +22,7 @@ from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
 
 MEMORY_LIMIT = "2GB"
+HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"  # a URL's host, as DuckDB's regexp_extract takes it
 INTERRUPTED = "Query interrupted"  # all that DuckDB says, by a plain RuntimeError, where Ctrl-C ends a query
 
 

@@ -136,6 +136,11 @@ def _bytes(con: Any) -> dict[str, int]:
     return {"downloaded": int(total)}
 
 
+def shown_at(folder: str, report: dict[str, Any]) -> str:
+    """What to open: the page, or report.json where the run did not wait for a page."""
+    return f"{folder}/report/{'index.html' if report['rows_in'] <= PAGE_ROWS else 'report.json'}"
+
+
 def show(run: str) -> None:
     """Makes the page anew and prints the summary, and whether it is of former shards or something was begun since.
 

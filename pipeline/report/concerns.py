@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LEAST_FETCHED = 0.5  # of the rows that asked: lists of a few years' age still give more than half (docs/guide/report.md)
+LEAST_FETCHED = 0.5  # of the rows that asked; a rule of thumb, lists lose links with every year
 LEAST_USABLE = 0.9  # of the fetched rows: the rest are pages and broken files
 HOST_SHARE = 0.2  # of the kept rows from one host
 RULE_SHARE = 0.25  # of the rows in, taken by one reason
@@ -50,12 +50,11 @@ def _fetches(report: dict[str, Any], say: Any) -> None:
     if fetched["asked"] and fetched["fetched"] < LEAST_FETCHED * fetched["asked"]:
         say(
             "few_fetched",
-            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for an image got bytes; lists of links usually "
-            "give "
-            f"more than {LEAST_FETCHED:.0%}. Look at the reasons of download.",
+            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for an image got bytes. "
+            f"Below {LEAST_FETCHED:.0%} look at the reasons of download: the resolver, the rate limits, the age of the list.",
         )
     if fetched["fetched"] and fetched["usable"] < LEAST_USABLE * fetched["fetched"]:
-        say("few_usable", f"Only {_share(fetched['usable'], fetched['fetched'])} of the bytes that came were a usable image.")
+        say("few_usable", f"Only {_share(fetched['usable'], fetched['fetched'])} of the bodies that were fetched are usable images.")
     top = max(report["hosts"]["top"], key=lambda host: host["kept"], default=None)
     if top and top["kept"] > HOST_SHARE * max(report["kept"], 1):
         say("one_host", f"{_share(top['kept'], report['kept'])} of the kept rows come from one host, {top['name']}.")

@@ -60,6 +60,14 @@ def html(name: str, script: str, data: Any, **values: Any) -> str:
     return str(template(name).render(data=embedded(data), style=_asset("page.css"), scripts=scripts, policy=policy, **values))
 
 
+def bare(name: str, script: str, data: Any, **values: Any) -> str:
+    """A page without plots."""
+    text = _asset(script)
+    return str(
+        template(name).render(data=embedded(data), style=_asset("page.css"), scripts=[text], policy=f"'sha256-{_hash(text)}'", **values)
+    )
+
+
 def embedded(value: Any) -> str:
     """JSON that can stand in a script element: no character in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))

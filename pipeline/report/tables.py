@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import views
 from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
 from pipeline.stage import COMMON_REASONS, KEPT
@@ -23,7 +24,6 @@ LOG_SPAN = 50  # a positive column whose greatest value is so many times its lea
 TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw")
 CATEGORIES = ("language", "original_format", "http_status")
 UNIQUE = ("row", "part", "parent", "original_orientation", "exif_orientation", "http_status")  # numbers that are no measure
-HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"
 
 
 def make_facts(known: Known, con: Any) -> None:
@@ -39,7 +39,7 @@ def make_facts(known: Known, con: Any) -> None:
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE facts AS SELECT k.row, k.part, {listed}, k.fate, k.detail, s.fate AS final, s.detail AS said, "
         f"hash({caption}) AS caption_hash, k.fetch_id, {_aspect(columns)} AS aspect, "
-        f"lower(regexp_extract(k.url, '{HOST}', 1)) AS host, "
+        f"lower(regexp_extract(k.url, '{views.HOST}', 1)) AS host, "
         "k.fetch_id IS NOT NULL AND NOT starts_with(k.fate, 'download:') AS fetched "
         "FROM known k JOIN selected s ON s.row = k.row"
     )

@@ -32,7 +32,7 @@ def columns(known: Known, con: Any) -> list[str]:
     own = {name for entry in known.run.layout.scores for name in entry.stage.adds}
     scores = [n for n, kind in there.items() if (n in own or n.startswith("claimed_")) and pa.types.is_floating(kind)]
     scores.sort(key=lambda name: (name != "similarity", name not in own))
-    return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchone()[0]][:COLUMNS]
+    return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchall()[0][0]][:COLUMNS]
 
 
 def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
     thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
     if once:
         counts = ", ".join(f'count(*) FILTER ("{column}" >= {text})' for text in thresholds)
-        found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchone()) if thresholds else []
+        found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchall()[0]) if thresholds else []
     else:
         found = [_kept_with(known, con, _placed(rules, at, column, text)) for text in thresholds]
     con.execute("DROP TABLE IF EXISTS temp.selected")
@@ -67,7 +67,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
         "kept": found,
         "now": now,
         "rows": examples.around(con, column),
-        "kept_without": con.execute("SELECT count(*) FROM open_rows").fetchone()[0],
+        "kept_without": con.execute("SELECT count(*) FROM open_rows").fetchall()[0][0],
         "rule": rules[at].meaning if at is not None else None,
         "command": _command(known, rules, at, column),
     }
@@ -89,7 +89,7 @@ def _one_run_is_enough(known: Known, con: Any, column: str, after: list[Rule]) -
     there = columns_known(known.run)
     if column != "similarity":
         return not passes(there, dedup.stage.config.on if dedup else None)
-    return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchone()[0]
+    return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchall()[0][0]
 
 
 def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]:
@@ -97,7 +97,7 @@ def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]
     shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
     (found,) = con.execute(
         f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
-    ).fetchone()
+    ).fetchall()[0]
     texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
     if own:
         texts[float(own)] = own
@@ -138,7 +138,7 @@ _ONE_SHARD = _OneShard()
 
 def _kept_with(known: Known, con: Any, rules: list[Rule]) -> int:
     _select(known, con, rules)
-    (n,) = con.execute(f"SELECT count(*) FROM temp.selected WHERE fate = '{KEPT}'").fetchone()
+    (n,) = con.execute(f"SELECT count(*) FROM temp.selected WHERE fate = '{KEPT}'").fetchall()[0]
     return int(n)
 
 

@@ -1,0 +1,224 @@
+"""`shardmill browse`: a page on loopback to look through all rows of a run, kept and dropped, with filters, any order, and free text.
+
+All that is known of the rows is copied once into a table that DuckDB spills to disk; images are read from the pool when they are
+looked at. The server answers this machine alone: it listens on 127.0.0.1 and refuses any other name in a request, so that no web
+page can reach it by a name of its own that leads here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pipeline import explain, views
+from pipeline.errors import UserError
+from pipeline.known import Known
+from pipeline.phases.ledger import view_ledger
+from pipeline.phases.select import view_selected
+from pipeline.report import page, tables
+from pipeline.runs import reopen
+from stages.lib.imagetype import sniff
+
+PAGE, MOST_PAGES = 50, 20_000  # rows of a page; pages that can be turned to
+CHARS = 500  # of a text in the list; a story tells all of it
+FIRST = ("row", "fate", "caption", "url", "host", "similarity", "detail")  # the columns that the page shows first
+HIDDEN = {"caption_hash", "fetched", "part"}
+PICTURES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
+
+
+@dataclass
+class Rows:
+    """The rows of a run for looking through. One request at a time: a DuckDB connection has one at hand."""
+
+    known: Known
+    con: Any
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Makes the tables `browsed` (a line a row) and `homes` (fetch -> its file in the pool)."""
+        self.known.view_known(self.con, "known", image_dedup=True)
+        view_selected(self.known, self.con)
+        view_ledger(self.known, self.con)
+        tables.make_facts(self.known, self.con)
+        caption = "k.caption" if "caption" in self._columns("known") else "k.source_caption"
+        sought = f"lower(concat_ws(chr(0), k.source_caption, {caption}, k.url, f.said))"  # what free text is looked for in
+        kept = ", ".join(f'f."{name}"' for name in self._columns("facts") if name not in {"fate", "detail", "final", "said", *HIDDEN})
+        self.con.execute(
+            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, "
+            f"f.final AS fate, f.said AS detail, l.key, {sought} AS sought "
+            "FROM facts f JOIN known k ON k.row = f.row JOIN ledger l ON l.row = f.row"
+        )
+        self.con.execute("DROP TABLE facts")
+        self.con.execute("CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, filename FROM pool")
+        found = self.con.execute("SELECT column_name, column_type FROM (DESCRIBE browsed) WHERE column_name <> 'sought'").fetchall()
+        self.columns = dict(sorted(found, key=lambda one: FIRST.index(one[0]) if one[0] in FIRST else len(FIRST)))
+        self.fates = [
+            fate for (fate,) in self.con.execute("SELECT fate FROM browsed GROUP BY fate ORDER BY count(*) DESC, fate").fetchall()
+        ]
+
+    def _columns(self, name: str) -> list[str]:
+        return list(self.con.sql(f"SELECT * FROM {name} LIMIT 0").columns)
+
+    def find(self, asked: dict[str, str]) -> dict[str, Any]:
+        """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most`, `sort`, `down`, `page`.
+
+        Raises UserError for a column that is not there or a number that is none.
+        """
+        tests, values = self._tests(asked)
+        where = f"WHERE {' AND '.join(tests)}" if tests else ""
+        sort = asked.get("sort") or "row"
+        self._check(sort)
+        down = "DESC" if asked.get("down") else "ASC"
+        number = min(max(int(_number(asked.get("page") or "0")), 0), MOST_PAGES)
+        listed = ", ".join(
+            f'left("{name}", {CHARS}) AS "{name}"' if kind == "VARCHAR" else f'"{name}"' for name, kind in self.columns.items()
+        )
+        with self.lock:
+            if where:  # one look at the texts, not one to count and another to sort
+                self.con.execute(f'CREATE OR REPLACE TEMP TABLE hits AS SELECT row, "{sort}" AS place FROM browsed {where}', values)
+            source = "hits" if where else f'(SELECT row, "{sort}" AS place FROM browsed)'
+            ((total,),) = self.con.execute(f"SELECT count(*) FROM {source}").fetchall()
+            chosen = f"SELECT row FROM {source} ORDER BY place {down} NULLS LAST, row LIMIT {PAGE} OFFSET {number * PAGE}"
+            sql = f'SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY "{sort}" {down} NULLS LAST, row'
+            rows = self.con.sql(sql).to_arrow_table()
+        return {
+            "total": total,
+            "page": number,
+            "rows": [{name: _finite(value) for name, value in line.items()} for line in rows.to_pylist()],
+        }
+
+    def _tests(self, asked: dict[str, str]) -> tuple[list[str], list[Any]]:
+        tests, values = [], list[Any]()
+        for name, test in (("fate", "fate = ?"), ("host", "host = ?")):
+            if asked.get(name):
+                tests.append(test)
+                values.append(asked[name].lower() if name == "host" else asked[name])
+        if asked.get("text"):
+            tests.append("contains(sought, lower(?))")
+            values.append(asked["text"])
+        for bound, sign in (("least", ">="), ("most", "<=")):
+            if asked.get("column") and asked.get(bound):
+                self._check(asked["column"], number=True)
+                tests.append(f'"{asked["column"]}" {sign} ?')
+                values.append(_number(asked[bound]))
+        return tests, values
+
+    def _check(self, column: str, number: bool = False) -> None:
+        if column not in self.columns or (number and self.columns[column] in {"VARCHAR", "BOOLEAN"}):
+            raise UserError(f"no {'numeric ' if number else ''}column {column!r}")
+
+    def image(self, row: int) -> tuple[str, bytes] | None:
+        """Content type and bytes of a row's stored image; None where the pool holds none that a browser shows."""
+        with self.lock:
+            sql = "SELECT h.fetch_id, h.filename FROM browsed b JOIN homes h ON h.fetch_id = b.fetch_id WHERE b.row = ?"
+            for fetch, address in self.con.execute(sql, [row]).fetchall():
+                if "image" not in self.known.run.store.columns(self.known.run.store.relative(address)):
+                    continue  # pool.keep: false
+                source = f"read_parquet({views.quote(address)})"
+                for (body,) in self.con.execute(f"SELECT image FROM {source} WHERE fetch_id = ? AND image IS NOT NULL", [fetch]).fetchall():
+                    kind = PICTURES.get(sniff(bytes(body)) or "")
+                    return (kind, bytes(body)) if kind else None
+        return None
+
+    def story(self, row: int) -> list[tuple[str, str]]:
+        """The steps of a row, as `shardmill explain` tells them."""
+        with self.lock:
+            found = explain.told(self.con, f"k.row = {row}")
+        return explain.tell(found[0]) if found else []
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"not a number: {text[:40]!r}") from None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def answer(rows: Rows, target: str) -> tuple[int, str, bytes]:
+    """Status, content type and body for a request's target."""
+    address = urlsplit(target)
+    asked = {name: values[-1] for name, values in parse_qs(address.query).items()}
+    try:
+        if address.path == "/":
+            return 200, "text/html; charset=utf-8", start(rows).encode()
+        if address.path == "/favicon.ico":
+            return 200, "image/x-icon", b""
+        if address.path == "/rows":
+            return _json(rows.find(asked))
+        if address.path == "/story":
+            return _json(rows.story(int(_number(asked.get("row", "")))))
+        if address.path == "/image" and (found := rows.image(int(_number(asked.get("row", ""))))):
+            return 200, *found
+    except UserError as err:
+        return 400, "text/plain; charset=utf-8", str(err).encode()
+    return 404, "text/plain; charset=utf-8", b"nothing here"
+
+
+def _json(value: Any) -> tuple[int, str, bytes]:
+    return 200, "application/json", json.dumps(value, default=str, allow_nan=False).encode()
+
+
+def start(rows: Rows) -> str:
+    """The page itself; all rows come to it as JSON."""
+    numeric = [name for name, kind in rows.columns.items() if kind not in {"VARCHAR", "BOOLEAN"}]
+    data = {"columns": list(rows.columns), "page": PAGE, "first": [name for name in FIRST if name in rows.columns]}
+    return page.bare(
+        "browse.html", "browse.js", data, run=rows.known.run.config.run.name, fates=rows.fates, columns=list(rows.columns), numeric=numeric
+    )
+
+
+def handler(rows: Rows) -> type[BaseHTTPRequestHandler]:
+    """A request handler that answers for this machine's own names alone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """Answers, or refuses a request that names another host: a page elsewhere whose name leads here."""
+            if (self.headers.get("Host") or "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
+                self._send(403, "text/plain; charset=utf-8", b"this server answers 127.0.0.1 and localhost alone")
+                return
+            self._send(*answer(rows, self.path))
+
+        def _send(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff"}
+            headers |= {"Cache-Control": "no-store", "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY"}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing: what is looked at is nobody's business."""
+
+    return Handler
+
+
+def serve(run: str, port: int = 0, ready: Callable[[str, Any], None] | None = None) -> None:
+    """Serves until Ctrl-C; `ready` is told the address and the server. Raises UserError for an unfinished run or a port that is taken."""
+    known = reopen(run)
+    if not known.published:
+        raise UserError(f"{run}: the run is not finished; repeat `shardmill run`")
+    with views.connect(known.run.store) as con:
+        rows = Rows(known, con)
+        try:
+            server = ThreadingHTTPServer(("127.0.0.1", port), handler(rows))
+        except OSError as err:
+            raise UserError(f"--port {port}: cannot listen on 127.0.0.1: {err}") from err
+        with server:
+            address = f"http://127.0.0.1:{server.server_address[1]}/"
+            if ready:
+                ready(address, server)
+            else:
+                print(f"{address}   (Ctrl-C ends it)", flush=True)
+            server.serve_forever()

@@ -1,0 +1,147 @@
+"""Looking through rows: what is found is what the ledger and the columns say, and nobody but this machine is answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from pipeline import browse, explain
+from pipeline.errors import UserError
+from tests.pipeline.test_report_browser import accessibility, browser, keep_picture  # noqa: F401 - browser is a fixture
+from tests.support.corpus import fates, ledger
+from tests.support.reported import ROWS
+from tests.support.server import Server
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def address(shown: tuple[Path, Server, Path]) -> Iterator[str]:
+    """Of the server over the run."""
+    told: list[Any] = []
+    there = threading.Event()
+
+    def ready(*found: Any) -> None:
+        told.extend(found)
+        there.set()
+
+    thread = threading.Thread(target=browse.serve, args=(str(shown[0]), 0, ready))
+    thread.start()
+    assert there.wait(60)
+    yield told[0]
+    told[1].shutdown()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def get(address: str, path: str, named: str | None = None, **asked: Any) -> tuple[int, str, bytes]:
+    place = urlsplit(address)
+    connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=20)
+    connection.request("GET", f"{path}?{urlencode(asked)}" if asked else path, headers={"Host": named} if named else {})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, str(answer.headers["Content-Type"]), body
+
+
+def rows(address: str, **asked: Any) -> dict[str, Any]:
+    status, _, body = get(address, "/rows", **asked)
+    assert status == 200, body
+    out: dict[str, Any] = json.loads(body)
+    return out
+
+
+def test_filters_orders_and_pages(address: str, shown: tuple[Path, Server, Path]) -> None:
+    for fate, count in fates(shown[0]).items():
+        found = rows(address, fate=fate)
+        assert found["total"] == count
+        assert {row["fate"] for row in found["rows"]} == {fate}
+    pages = [rows(address, sort="similarity", down=1, page=n)["rows"] for n in range(3)]
+    everything = [row for page in pages for row in page]
+    assert sorted(row["row"] for row in everything) == list(range(ROWS))
+    scores = [row["similarity"] for row in everything if row["similarity"] is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert all(row["similarity"] is None for row in everything[len(scores) :]), "rows without a score come last"
+    between = rows(address, column="similarity", least=0.1, most="0.3")
+    assert between["total"] == sum(0.1 <= score <= 0.3 for score in scores) > 0
+    assert rows(address, text="WINDOW.HACKED")["total"] == sum("window.hacked" in f"{r['source_caption']} {r['url']}" for r in everything)
+    assert rows(address, host="HOST1.test")["total"] == sum(row["host"] == "host1.test" for row in everything)
+
+
+def test_images_and_stories(address: str, shown: tuple[Path, Server, Path]) -> None:
+    kept = rows(address, fate="kept")["rows"][0]["row"]
+    status, kind, body = get(address, "/image", row=kept)
+    assert (status, kind, body[:3]) == (200, "image/jpeg", b"\xff\xd8\xff")
+    lost = rows(address, fate="download:http_404")["rows"][0]["row"]
+    assert get(address, "/image", row=lost)[0] == 404
+    story = dict(json.loads(get(address, "/story", row=lost)[2]))
+    assert story["fate"].startswith("download:http_404: HTTP 404")
+    assert dict(json.loads(get(address, "/story", row=kept)[2]))["sample"].startswith("key ")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/rows", {"sort": 'row"; DROP TABLE browsed; --'}),
+        ("/rows", {"column": "url", "least": "1"}),
+        ("/rows", {"column": "similarity", "least": "1 OR 1=1"}),
+        ("/rows", {"sort": "nothing"}),
+        ("/image", {"row": "1 OR 1"}),
+    ],
+)
+def test_what_is_no_column_and_no_number_is_refused(address: str, path: str, asked: dict[str, str]) -> None:
+    assert get(address, path, **asked)[0] == 400
+    assert rows(address)["total"] == ROWS
+
+
+def test_only_this_machine_is_answered(address: str) -> None:
+    assert urlsplit(address).hostname == "127.0.0.1"
+    port = urlsplit(address).port
+    assert get(address, "/", named=f"localhost:{port}")[0] == 200
+    for host in (f"evil.example:{port}", "evil.example", "", f"127.0.0.1.evil.example:{port}"):
+        assert get(address, "/rows", named=host or " ")[0] == 403
+    assert get(address, "/../../etc/passwd")[0] == 404
+
+
+def test_a_story_is_found_by_host_and_by_words(shown: tuple[Path, Server, Path]) -> None:
+    listed = ledger(shown[0]).to_pylist()
+    wanted = [row["row"] for row in listed if "//host2.test/" in row["url"]][: explain.MOST]
+    assert [story["row"] for story in explain.stories(str(shown[0]), "host=Host2.test")] == wanted
+    found = explain.stories(str(shown[0]), "text=ONLOAD=window.hacked")
+    assert [story["row"] for story in found] == [3, 7]
+    with pytest.raises(UserError, match="no row with 'text=nothing like it'"):
+        explain.stories(str(shown[0]), "text=nothing like it")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(address: str, browser: Any, width: int) -> None:  # noqa: F811
+    expect = pytest.importorskip("playwright.sync_api").expect
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page, faults = context.new_page(), list[str]()
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.locator("#rows li").first.wait_for()
+    assert page.locator("#rows li").count() == browse.PAGE
+    page.locator("[name=fate]").select_option("kept")
+    expect(page.locator("#found")).to_have_text(re.compile("^56 rows"))
+    page.locator("[name=text]").fill("window.hacked")
+    page.locator("[name=fate]").select_option("")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page.locator("#found")).to_have_text(re.compile("^2[0-9] rows"))
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    keep_picture(page, f"browse-{width}")
+    assert accessibility(page) == []
+    page.get_by_role("button", name="Story").first.click()
+    assert "uid" in page.locator("#story dd").first.inner_text()
+    context.close()
+    assert faults == []
