@@ -60,6 +60,7 @@ class Video:
         except BaseException:
             self.container.close()
             raise
+        self.converter: Any = av.video.reformatter.VideoReformatter()
         self.damaged = self.cut = False
         self.last: int | None = None  # the latest pts that was read
 
