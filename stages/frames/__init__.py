@@ -192,7 +192,8 @@ class Frames(Stage):
                 clip.reason, clip.detail = "too_small", f"{width} x {height}: {min(width, height)} pixels < {self.config.min_side}"
             return
         plan = imageresize.plan(width, height, self.config.size, self.config.mode, self.config.only_if_bigger)
-        pixels = videopicture.pixels(found.frame, geometry.turn)
+        halved = videopicture.halvings((width, height), plan.scaled) if plan.shrinks and self.config.downscale == "area" else 0
+        pixels = videopicture.pixels(found.frame, geometry.turn, halved, video.converter)
         picture = self._picture(pixels, plan)
         facts = dict(zip(("width", "height"), plan.stored, strict=True)) | {"original_width": width, "original_height": height}
         for clip, place in due:

@@ -7,10 +7,12 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 from typing import Any
 
@@ -60,6 +62,7 @@ class Video:
         except BaseException:
             self.container.close()
             raise
+        self.converter: Any = av.video.reformatter.VideoReformatter()
         self.damaged = self.cut = False
         self.last: int | None = None  # the latest pts that was read
 
@@ -108,7 +111,7 @@ class Video:
         pending = deque(sorted((pts, n) for n, pts in enumerate(last_pts)))
         before: Any = None  # the frame on screen, until the next one is known
         why = "before"
-        for frame in self._frames(lambda: pending[0][0]) if pending else ():
+        for frame in self._frames(sorted(last_pts), lambda: pending[0][0]) if pending else ():
             if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
                 if before is not None and frame is BROKEN and (due := _until(pending, before.pts + (before.duration or 0))):
                     yield self._shown(due, before, start)
@@ -139,8 +142,9 @@ class Video:
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
-    def _frames(self, wanted: Callable[[], int]) -> Iterator[Any]:
-        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted. SKIPPED and BROKEN stand for gaps.
+    def _frames(self, times: Sequence[int], wanted: Callable[[], int]) -> Iterator[Any]:
+        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted, and with them frames that are on
+        screen at none of `times` (pts, rising) and that no other needs. SKIPPED and BROKEN stand for gaps.
 
         `wanted()`: the smallest pts of interest, asked whenever a GOP begins.
         """
@@ -162,7 +166,7 @@ class Video:
                 context.flush_buffers()
                 gap = False
                 yield SKIPPED
-            yield from self._decoded(todo)
+            yield from self._decoded(todo, _unseen(todo, times))
         if gap:
             context.flush_buffers()
             yield SKIPPED
@@ -196,11 +200,13 @@ class Video:
                 self.last = packet.pts if self.last is None else max(self.last, packet.pts or 0)
                 yield packet
 
-    def _decoded(self, packets: Sequence[Any]) -> Iterator[Any]:
-        """A packet that cannot be decoded leaves a gap. The packet None empties the decoder."""
+    def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:
+        """A packet that cannot be decoded leaves a gap. The packet None empties the decoder. Frames whose pts is among `unseen` are left
+        out where no other frame refers to them."""
         import av
 
         for packet in packets:
+            self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
             try:
                 yield from self.stream.codec_context.decode(packet)
             except av.error.EOFError:
@@ -209,6 +215,14 @@ class Video:
                 raise
             except (av.error.FFmpegError, ValueError):
                 yield BROKEN
+
+
+def _unseen(packets: Sequence[Any], times: Sequence[int]) -> frozenset[int]:
+    """The pts among these packets of frames that are on screen at none of `times` (rising). Of the last one nobody knows yet."""
+    pts = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if len(pts) < len(packets):
+        return frozenset()
+    return frozenset(p for p, after in pairwise(pts) if bisect_left(times, p) == bisect_left(times, after))
 
 
 def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:

@@ -28,12 +28,22 @@ def geometry(stream: Any, frame: Any) -> Geometry:
     return Geometry(float(aspect) if usual else 1.0, round(frame.rotation / 90) % 4)
 
 
-def pixels(frame: Any, turn: int) -> np.ndarray:
+def halvings(size: tuple[int, int], to: tuple[int, int]) -> int:
+    """How often, three times at most, a picture may be halved so that it is still no smaller than `to` (both width, height)."""
+    return next((n for n in (3, 2, 1) if size[0] >> n >= to[0] and size[1] >> n >= to[1]), 0)
+
+
+def pixels(frame: Any, turn: int, halved: int = 0, converter: Any = None) -> np.ndarray:
     """(height, width, 3) uint8, upright, pixels as they are coded (see Geometry.size for the size to show them in).
 
-    Of an interlaced frame the first field alone, since the second is another moment.
+    `halved`: each side is halved so often on the way from YUV to RGB, by FFmpeg's area filter. `converter`: an av VideoReformatter, shared by
+    the frames of a video, since setting one up costs as much as using it. Of an interlaced frame the first field alone is taken, since the
+    second is another moment.
     """
-    array: np.ndarray = frame.to_ndarray(format="rgb24")
-    if frame.interlaced_frame and array.shape[0] > 1:
-        array = array[::2]
+    convert = converter.reformat if converter is not None else type(frame).reformat
+    if frame.interlaced_frame:
+        array = convert(frame, format="rgb24").to_ndarray()[::2]
+    else:
+        width, height = max(1, frame.width >> halved), max(1, frame.height >> halved)
+        array = convert(frame, width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
     return np.ascontiguousarray(np.rot90(array, turn)) if turn else np.ascontiguousarray(array)

@@ -91,9 +91,9 @@ def test_two_percent_of_a_long_video_do_not_decode_all_of_it(tmp_path: Path, mon
     decoded: list[int] = []
     real = Video._decoded
 
-    def counted(self: Video, packets: Any) -> Any:
+    def counted(self: Video, packets: Any, *rest: Any) -> Any:
         decoded.append(len(packets))
-        return real(self, packets)
+        return real(self, packets, *rest)
 
     monkeypatch.setattr(Video, "_decoded", counted)
     segments = [(path, 50.0 * n + 7, 50.0 * n + 8) for n in range(12)]
