@@ -23,7 +23,8 @@ def main(run: Path) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         page.goto((run / "report" / "index.html").resolve().as_uri())
         bottom = page.locator("#chart-funnel").bounding_box()
-        assert bottom is not None
+        if bottom is None:
+            raise SystemExit(f"{run}: the report has no funnel")
         shot = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom["y"] + bottom["height"] + 8})
         browser.close()
     image = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
