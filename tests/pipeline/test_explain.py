@@ -83,7 +83,7 @@ def test_a_child_is_told_with_its_parent_and_without_its_siblings(sentences: Pat
 def test_without_an_expand_stage_there_are_no_children(first_run: Made) -> None:
     (story,) = explain.stories(str(first_run.run), "row=5")
     assert "children" not in story
-    with pytest.raises(UserError, match=r"no row with 'child=5'.*\(give row=NUMBER for a row of the input\)"):
+    with pytest.raises(UserError, match=r"no row with 'child=5'.*row=NUMBER for a row of the input\)"):
         explain.stories(str(first_run.run), "child=5")
 
 
