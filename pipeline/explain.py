@@ -14,6 +14,7 @@ from pipeline.phases.ledger import view_ledger
 from pipeline.phases.select import view_selected
 from pipeline.runs import reopen
 
+TOLD_OF = "{columns}"  # stands in a test for the view that holds the columns of a ledger's rows
 MOST = 20  # rows that are told, and children of each
 
 
@@ -74,12 +75,13 @@ def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
     if match := re.fullmatch(r"(host|text)=(.+)", what, re.DOTALL):
         if match[1] == "host":
             return f"lower(regexp_extract(url, '{views.HOST}', 1)) = lower(?)", [match[2]]
-        return "row IN (SELECT row FROM known WHERE contains(lower(source_caption), lower(?)))", [match[2]]
+        return f"row IN (SELECT row FROM {TOLD_OF} WHERE contains(lower(source_caption), lower(?)))", [match[2]]
     return "(url = ? OR uid = ? OR key = ?)", [what, what, what]
 
 
 def _rows(con: Any, view: str, test: str, values: list[Any], column: str = "row") -> list[int]:
-    found = con.execute(f"SELECT DISTINCT {column} FROM {view} WHERE {test} ORDER BY {column} LIMIT {MOST}", values).fetchall()
+    where = test.replace(TOLD_OF, "parents" if view == "parents_ledger" else "known")
+    found = con.execute(f"SELECT DISTINCT {column} FROM {view} WHERE {where} ORDER BY {column} LIMIT {MOST}", values).fetchall()
     return [row for (row,) in found]
 
 

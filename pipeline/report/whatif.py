@@ -50,7 +50,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
         f'CREATE OR REPLACE TEMP TABLE open_rows AS SELECT f.row, f."{column}" FROM facts f JOIN temp.selected s ON s.row = f.row '
         f"WHERE s.fate = '{KEPT}'"
     )
-    once = _one_run_is_enough(known, con, column, rules if at is None else rules[at:])
+    once = _one_run_is_enough(known, con, column, [] if at is None else rules[at + 1 :])
     thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
     if once:
         counts = ", ".join(f'count(*) FILTER ("{column}" >= {text})' for text in thresholds)
@@ -83,7 +83,7 @@ def _threshold(rule: Rule, column: str) -> str | None:
 
 def _one_run_is_enough(known: Known, con: Any, column: str, after: list[Rule]) -> bool:
     """Whether no later rule counts rows, and clusters keep their best by this very column (a NaN is its greatest, yet never the best)."""
-    if any(rule.keep is None and _threshold(rule, column) is None for rule in after):
+    if any(rule.keep is None for rule in after):
         return False
     dedup: Any = known.run.layout.dedup
     there = columns_known(known.run)

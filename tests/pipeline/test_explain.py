@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import explain, verify
+from pipeline import browse, explain, report, verify, views
 from pipeline.errors import UserError
 from pipeline.progress import Quiet
-from pipeline.runs import run
+from pipeline.runs import reopen, run
+from pipeline.storage import Store
 from tests.pipeline.conftest import Made
 from tests.support.corpus import caption, ledger, picture, write_config, write_list
 from tests.support.server import Server
@@ -78,6 +79,22 @@ def test_a_child_is_told_with_its_parent_and_without_its_siblings(sentences: Pat
         assert dict(explain.tell(story["children"][0]))["child"].startswith("5 of row 2 ")
     with pytest.raises(UserError, match=r"no row with 'child=22' .*child=NUMBER"):
         explain.stories(str(sentences), "child=22")
+
+
+def test_words_are_looked_for_in_the_rows_of_the_input(sentences: Path) -> None:
+    """Child 3 and row 3 are two things: words of one row lead to that row alone."""
+    for row in (3, 7):
+        (story,) = explain.stories(str(sentences), f"text={caption(row).upper()}")
+        assert story["row"] == row
+
+
+def test_the_report_of_both_levels_and_browse_tell_of_the_children(sentences: Path) -> None:
+    before = Store(str(sentences)).read_json("report/report.json")
+    report.show(str(sentences))
+    assert Store(str(sentences)).read_json("report/report.json") == before
+    known = reopen(str(sentences))
+    with views.connect(known.run.store) as con:
+        assert browse.Rows(known, con).find({})["total"] == before["rows_in"]
 
 
 def test_without_an_expand_stage_there_are_no_children(first_run: Made) -> None:

@@ -151,6 +151,20 @@ def test_what_if_counts_are_those_of_real_runs(shown: tuple[Path, Server, Path],
         assert len(set(one["kept"])) > 5
 
 
+@pytest.mark.ray
+def test_what_if_counts_before_a_rule_that_counts_rows(shown: tuple[Path, Server, Path], tmp_path: Path) -> None:
+    """A share of the rows follows from how many there are: each threshold is a selection of its own."""
+    folder, server, lists = shown
+    shutil.copytree(folder, tmp_path / "runs" / "test")
+    rules = [*RULES, {"name": "best", "top_fraction": 0.5, "by": "charm"}, {"name": "few", "sample": 30}]
+    config = reported.config(tmp_path / "test.yaml", server, lists, rules)
+    found = {one["column"]: one for one in run(config, show=Quiet()).report["what_if"]}
+    for column, place in (("similarity", 6), ("similarity", -4), ("charm", 8)):
+        one = found[column]
+        change = shlex.split(one["command"].replace("{}", one["thresholds"][place]))[4]
+        assert run(config, [change], show=Quiet()).report["kept"] == one["kept"][place], (column, one["thresholds"][place])
+
+
 def test_only_a_bare_threshold_is_one() -> None:
     from stages.selection.rules import Rule
 
