@@ -1,13 +1,13 @@
 """Clips out of videos, one thread: `python benchmarks/video.py DATA [--rounds 3]`.
 
-DATA/video's 1080p film (video2dataset_test.mp4: segments of 4 s every 3 s) and its narrated one (manifesto.mp4, 320 x 180: the sentences
-of its automatic captions, and HowTo100M's own clips of ten seconds, which overlap), four frames a clip, 224-pixel JPEGs; and 2 % of a
-made-up film of ten minutes. CPU seconds of
+DATA/video's 1080p film (video2dataset_test.mp4: segments of 4 s every 3 s) and its narrated one (manifesto.mp4, 320 x 180: the sentences of
+its automatic captions, and HowTo100M's own clips of ten seconds, which overlap), four frames a clip, 224-pixel JPEGs; and 2 % of a made-up
+film of ten minutes. CPU seconds of
 
 - the stage `frames`: a video once for all its segments;
 - a loop as tools have it: for each segment the file is opened, sought to the segment's start and decoded up to its last frame (PyAV, the
-  same frames, the same resize and JPEG); and, where there is an `ffmpeg`, one call of it a segment (its own scaling, four frames by the
-  fps filter; PATH decides which, a wheel with one is imageio-ffmpeg);
+  same frames, the same resize and JPEG); and, where PATH has an `ffmpeg` (the wheel imageio-ffmpeg holds one), one call of it a segment
+  (its own scaling, four frames by the fps filter);
 - a bare PyAV decode of all frames, with no picture made of any, against our own reading of the same: all frames on screen every 40 ms.
 
 Medians of alternating rounds; CPU of child processes included.

@@ -7,7 +7,7 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +64,7 @@ class Video:
             raise
         self.converter: Any = av.video.reformatter.VideoReformatter()
         self.damaged = self.cut = False
+        self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
         self.last: int | None = None  # the latest pts that was read
 
     def _pick(self, max_pixels: int, threads: int) -> Any:
@@ -112,6 +113,8 @@ class Video:
         before: Any = None  # the frame on screen, until the next one is known
         why = "before"
         for frame in self._frames(sorted(last_pts), lambda: pending[0][0]) if pending else ():
+            if frame is SKIPPED:
+                self.fed.clear()
             if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
                 if before is not None and frame is BROKEN and (due := _until(pending, before.pts + (before.duration or 0))):
                     yield self._shown(due, before, start)
@@ -123,7 +126,7 @@ class Video:
             if frame.pts is None or (before is not None and frame.pts <= before.pts):
                 continue  # without a time, or back in time: it is on screen at no time that can be named
             if due := _until(pending, frame.pts):
-                yield Missing(due, why) if before is None else self._shown(due, before, start)
+                yield from [Missing(due, why)] if before is None else self._told(due, before, last_pts, start)
             before, why = frame, "after"
             if not pending:
                 return
@@ -131,6 +134,24 @@ class Video:
             yield self._shown(due, before, start)
         if pending:
             yield Missing([n for _, n in pending], "damaged" if self.damaged else why)
+
+    def _told(self, due: list[int], frame: Any, last_pts: list[int], start: Fraction) -> Iterator[Shown | Missing]:
+        lost = set(self._lost(due, frame, last_pts))
+        if lost:
+            self.damaged = True
+            yield Missing(sorted(lost), "damaged")
+        if there := [n for n in due if n not in lost]:
+            yield self._shown(there, frame, start)
+
+    def _lost(self, due: list[int], frame: Any, last_pts: list[int]) -> list[int]:
+        """Those of the wanted places `due` at which a later frame than this should be on screen, whose packet gave none: it is damaged.
+
+        Two packets may make one interlaced frame, so of those nothing can be said.
+        """
+        del self.fed[: bisect_left(self.fed, frame.pts)]
+        if frame.interlaced_frame or not self.fed or self.fed[0] != frame.pts:
+            return []
+        return [n for n in due if self.fed[bisect_right(self.fed, last_pts[n]) - 1] > frame.pts]
 
     def _shown(self, due: list[int], frame: Any, start: Fraction) -> Shown:
         return Shown(due, frame, float((frame.pts - start) * self.stream.time_base))
@@ -206,6 +227,8 @@ class Video:
         import av
 
         for packet in packets:
+            if packet is not None and packet.pts is not None and not packet.is_discard:
+                insort(self.fed, packet.pts)
             self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
             try:
                 yield from self.stream.codec_context.decode(packet)

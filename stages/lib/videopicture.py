@@ -36,9 +36,9 @@ def halvings(size: tuple[int, int], to: tuple[int, int]) -> int:
 def pixels(frame: Any, turn: int, halved: int = 0, converter: Any = None) -> np.ndarray:
     """(height, width, 3) uint8, upright, pixels as they are coded (see Geometry.size for the size to show them in).
 
-    `halved`: each side is halved so often on the way from YUV to RGB, by FFmpeg's area filter. `converter`: an av VideoReformatter, shared
-    by the frames of a video, since setting one up costs as much as using it. Of an interlaced frame the first field alone is taken: the
-    second is another moment.
+    `halved`: each side is halved so often on the way from YUV to RGB, by FFmpeg's area filter. `converter`: an av VideoReformatter,
+    shared by the frames of a video, since setting one up costs as much as using it. Of an interlaced frame the first field alone is
+    taken, since the second is another moment.
     """
     convert = converter.reformat if converter is not None else type(frame).reformat
     if frame.interlaced_frame:
