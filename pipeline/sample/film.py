@@ -31,7 +31,8 @@ def write(
     """
     import av
 
-    with av.open(str(path), "w") as container:
+    # bitexact: Matroska's muxer draws a random number for each file otherwise
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         video: Any = None
         texts = container.add_stream("mov_text" if path.suffix == ".mp4" else "subrip") if (said := list(subtitles)) else None
         sound: Any = container.add_stream("aac", rate=16_000, layout="mono") if audio_s else None

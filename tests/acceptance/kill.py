@@ -1,7 +1,8 @@
-"""Ten kills at random moments, then the same bytes: `python tests/acceptance/kill.py [ROWS] [SEED]`.
+"""Ten kills at random moments, then the same bytes: `python tests/acceptance/kill.py [ROWS] [SEED]`, or `… kill.py videos [SEED]`.
 
-SIGKILL hits the driver or a Ray worker in turn while runs of one corpus go on; the run is repeated until it ends. Its tars,
-Parquet, manifest, sizes.json and statistics must equal an undisturbed run's. Prints a line a kill; exit code 1 where bytes differ.
+SIGKILL hits the driver or a Ray worker in turn while runs of one corpus (of pictures, or the embedded sample of videos) go on; the run is
+repeated until it ends. Its tars, Parquet, manifest, sizes.json and statistics must equal an undisturbed run's. Prints a line a kill; exit
+code 1 where bytes differ.
 Nodes that leave: tests/acceptance/cluster.py.
 """
 
@@ -15,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.support.corpus import command, fates, outputs, serve_pictures, shardmill, write_config
@@ -27,14 +30,15 @@ KILLS = 10
 MOST_BETWEEN = 25  # files committed between two kills; a run of 400 rows commits about 150
 
 
-def main(rows: int, seed: int) -> int:
+def main(seed: int, made: Callable[[Path], Path]) -> int:
+    """`made` writes the config into a new folder and returns its path; its run is `FOLDER/runs/test`."""
     dice = random.Random(seed)
-    with tempfile.TemporaryDirectory() as name, Server() as server:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        listed = serve_pictures(server, folder, rows)
-        calm = _run(folder / "calm", server, listed)
+        calm = folder / "calm" / "runs" / "test"
+        shardmill("run", str(made(folder / "calm")))
         print(f"undisturbed: {fates(calm)}, {len(outputs(calm))} files")
-        config = _config(folder / "killed", server, listed)
+        config = made(folder / "killed")
         kills = 0
         while kills < KILLS:
             kills += _disturbed(config, dice, KILLS - kills)
@@ -44,14 +48,27 @@ def main(rows: int, seed: int) -> int:
         return _compare("after ten kills", outputs(config.parent / "runs" / "test"), outputs(calm))
 
 
-def _config(folder: Path, server: Server, listed: Path, **changes: object) -> Path:
-    folder.mkdir()
-    return write_config(folder / "test.yaml", server, listed, run__part_rows=20, **changes)
+def pictures(rows: int, seed: int) -> int:
+    with tempfile.TemporaryDirectory() as name, Server() as server:
+        listed = serve_pictures(server, Path(name), rows)
+
+        def made(folder: Path) -> Path:
+            folder.mkdir()
+            return write_config(folder / "test.yaml", server, listed, run__part_rows=20)
+
+        return main(seed, made)
 
 
-def _run(folder: Path, server: Server, listed: Path) -> Path:
-    shardmill("run", str(_config(folder, server, listed)))
-    return folder / "runs" / "test"
+def videos(seed: int) -> int:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "configs" / "howto100m_subset.yaml").read_text())
+
+    def made(folder: Path) -> Path:
+        folder.mkdir()
+        changed = {**raw, "run": {**raw["run"], "name": "test", "root": str(folder / "runs"), "part_rows": 1}}
+        (folder / "test.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+        return folder / "test.yaml"
+
+    return main(seed, made)
 
 
 def _finished(config: Path) -> bool:
@@ -114,4 +131,7 @@ def _compare(what: str, got: dict[str, str], wanted: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 400, int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    given = sys.argv[1:]
+    if given[:1] == ["videos"]:
+        sys.exit(videos(int(given[1]) if len(given) > 1 else 1))
+    sys.exit(pictures(int(given[0]) if given else 400, int(given[1]) if len(given) > 1 else 1))

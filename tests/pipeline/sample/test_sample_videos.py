@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import plan, runs, verify
 from pipeline.explain import stories
-from pipeline.sample import counter
+from pipeline.sample import counter, film
 
 CONFIG = Path(__file__).parents[3] / "configs" / "howto100m_subset.yaml"
 pytestmark = pytest.mark.ray
@@ -86,3 +86,12 @@ def test_the_run_agrees_with_itself_and_nothing_is_left_to_do(made: runs.Result)
     assert all(line.todo == 0 for line in plan.make(CONFIG, [f"run.root={Path(made.folder).parent}"]))
     (story,) = stories(made.folder, "row=0")
     assert story["children_in_all"] in (5, 6)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4"])
+def test_a_film_made_twice_is_the_same_to_the_byte(tmp_path: Path, suffix: str) -> None:
+    pictures = [(at * 40, np.full((48, 64, 3), 40 * at, np.uint8)) for at in range(4)]
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    for name in ("one", "other"):
+        film.write(tmp_path / f"{name}{suffix}", pictures, codec)
+    assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"other{suffix}").read_bytes()
