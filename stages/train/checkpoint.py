@@ -57,13 +57,18 @@ def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any])
 
 
 def save(store: Store, state: dict[str, Any], step: int, keep: int) -> str:
-    """Writes a state atomically as that of `step`, then removes all but the `keep` latest. Returns its path below `store`."""
+    """Writes a state atomically as that of `step`, then removes all but the `keep` latest up to it. Returns its path below `store`.
+
+    Those of later steps go too: training went back behind them, because they are damaged.
+    """
     import torch
 
     path = f"{FOLDER}/step-{step:09d}.pt"
     with store.atomic(path) as target:
         torch.save({"format": FORMAT, **state}, target)
-    for name in names(store)[:-keep]:
+    found = names(store)
+    behind = found.index(path.rpartition("/")[2]) + 1
+    for name in found[behind:] + found[: max(behind - keep, 0)]:
         store.remove(f"{FOLDER}/{name}")
     return path
 
