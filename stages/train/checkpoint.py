@@ -38,7 +38,7 @@ def gather(module: Any, optimizer: Any, ema: Ema | None) -> dict[str, Any]:
 
 
 def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any]) -> None:
-    """Puts a gathered state back, sharded as `module` is."""
+    """Puts a gathered state back, sharded as `module` is. The optimizer's options stay those it was made with, not the state's."""
     from torch.distributed.checkpoint import state_dict as states
 
     options = states.StateDictOptions(full_state_dict=True)
@@ -51,7 +51,10 @@ def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any])
         for key, value in values.items():
             if key != "step":
                 values[key] = value.reshape(shapes[name])
+    wanted = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     states.set_optimizer_state_dict(module, optimizer, held, options=options)
+    for group, given in zip(optimizer.param_groups, wanted, strict=True):
+        group.update(given)
     if ema is not None:
         ema.load(state["ema"] or {name: weights[name] for name in ema.names})
 

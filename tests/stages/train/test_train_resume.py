@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.storage import Store
 from stages.lib import torchvision_shim
+from tests.support.training import Pictures, config, curve
 
 torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
 pytest.importorskip("open_clip")
 
-from stages.train import checkpoint  # noqa: E402
+from stages.train import checkpoint, loop  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +38,18 @@ def test_a_damaged_checkpoint_costs_no_later_one(tmp_path: Path, keep: int, want
         path = checkpoint.save(store, {}, step, keep)
         assert store.exists(path)
     assert checkpoint.names(store) == [f"step-{step:09d}.pt" for step in wanted]
+
+
+@pytest.mark.parametrize("change", [{"weight_decay": 0.7}, {"beta1": 0.5, "beta2": 0.6, "eps": 1e-3}])
+def test_the_optimizer_s_options_are_those_of_the_config_after_a_resume_too(tmp_path: Path, change: dict[str, float]) -> None:
+    curve(config(tmp_path), stop_after=2)
+    wanted = config(tmp_path, optimizer={"lr": 2e-3, **change})
+    rank = loop._Rank(wanted, loop.Context(), Store(wanted.out or ""), Pictures)
+    assert rank.step == 2
+    assert all(state["step"] == 2 for state in rank.stepper.optimizer.state.values())
+    options = wanted.optimizer
+    plain, decayed = rank.stepper.optimizer.param_groups
+    assert (plain["weight_decay"], decayed["weight_decay"]) == (0, options.weight_decay)
+    for group in (plain, decayed):
+        assert (*group["betas"], group["eps"]) == (options.beta1, options.beta2, options.eps)
+    rank.close()
