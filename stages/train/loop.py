@@ -162,7 +162,8 @@ class _Rank:
         if state["fingerprint"] != self.source.fingerprint:
             raise UserError(f"train.data: the shards are not those that the checkpoints in {where} were trained on; give another train.out")
         checkpoint.restore(self.stepper.module, self.stepper.optimizer, self.stepper.ema, state)
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # without, it was written in another precision: fp16 begins with its first scale
+            self.stepper.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
 
     def run(self) -> Outcome:

@@ -53,3 +53,9 @@ def test_the_optimizer_s_options_are_those_of_the_config_after_a_resume_too(tmp_
     for group in (plain, decayed):
         assert (*group["betas"], group["eps"]) == (options.beta1, options.beta2, options.eps)
     rank.close()
+
+
+@pytest.mark.parametrize(("first", "then"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16")])
+def test_another_precision_goes_on(tmp_path: Path, first: str, then: str) -> None:
+    curve(config(tmp_path, epochs=1, precision=first), stop_after=3)
+    assert [line["step"] for line in curve(config(tmp_path, epochs=1, precision=then))] == [1, 2, 3, 4, 5]
