@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.storage import Store
 from stages.lib import torchvision_shim
 from tests.support.training import Pictures, config, curve
@@ -59,3 +60,16 @@ def test_the_optimizer_s_options_are_those_of_the_config_after_a_resume_too(tmp_
 def test_another_precision_goes_on(tmp_path: Path, first: str, then: str) -> None:
     curve(config(tmp_path, epochs=1, precision=first), stop_after=3)
     assert [line["step"] for line in curve(config(tmp_path, epochs=1, precision=then))] == [1, 2, 3, 4, 5]
+
+
+SOURCES = [{"shards": "a", "weight": 3.0}, {"shards": "b", "weight": 1.0}]
+
+
+def test_the_mixture_s_weights_are_part_of_the_order(tmp_path: Path) -> None:
+    curve(config(tmp_path, data=SOURCES), stop_after=2)
+    with pytest.raises(UserError, match=r"train\.data: the weights were \[3\.0, 1\.0\].* are \[1\.0, 1\.0\]"):
+        curve(config(tmp_path, data=[{**source, "weight": 1.0} for source in SOURCES]))
+    with pytest.raises(UserError, match=r"train\.data: the weights"):
+        curve(config(tmp_path, data=[{"shards": source["shards"]} for source in SOURCES]))
+    moved = [{**source, "shards": f"elsewhere/{source['shards']}"} for source in SOURCES]
+    assert len(curve(config(tmp_path, data=moved))) == 10
