@@ -18,7 +18,7 @@ from stages.train.models import Model
 from stages.train.optim import Ema
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 NET = "net."
 log = logging.getLogger("shardmill")
 
