@@ -21,6 +21,7 @@ from stages.train import checkpoint, losses, models, optim
 from stages.train.config import Train, resumable, shown
 from stages.train.metrics import Line, Metrics
 from stages.train.step import Stepper, parallel
+from stages.train.window import Taken, Window, digest
 
 log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
@@ -68,53 +69,6 @@ class Outcome:
 
 class NotFiniteError(UserError):
     """The loss or the gradients are not numbers any more."""
-
-
-@dataclass
-class Taken:
-    """A step that was taken, with its figures still on the device."""
-
-    step: int
-    epoch: int
-    rate: float
-    names: list[str]
-    values: Any
-    ready: Any
-    keys: list[str]
-    wait_s: float
-    replaced: int
-    order: np.uint64
-    at: float = field(default_factory=time.monotonic)
-
-
-@dataclass
-class Window:
-    """What is summed up from one line of metrics to the next."""
-
-    began: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    wait_s: float = 0.0
-    replaced: int = 0
-    order: np.uint64 = field(default_factory=lambda: np.uint64(0))
-
-    def add(self, taken: Taken) -> None:
-        self.steps += 1
-        self.wait_s += taken.wait_s
-        self.replaced += taken.replaced
-        with np.errstate(over="ignore"):
-            self.order = np.uint64(self.order + taken.order)
-
-
-def digest(ids: Any, step: int, first: int) -> np.uint64:
-    """Of which samples stand where in a step's global batch; a sum over samples, so that ranks' digests add up (modulo 2^64).
-
-    ids: this rank's, int64[b]; `first`: the place of its first sample in the global batch. Mixing as in splitmix64 (Steele et al. 2014).
-    """
-    places = np.uint64(2) * (first + np.arange(len(ids))).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (np.asarray(ids).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * (np.uint64(2 * step + 1) * np.uint64(0xBF58476D1CE4E5B9) + places)
-        return np.uint64((mixed ^ (mixed >> np.uint64(27))).sum(dtype=np.uint64))
 
 
 def train(config: Train, context: Context, open_source: Callable[[Train, models.Model, Context], Source]) -> Outcome:
@@ -165,6 +119,7 @@ class _Rank:
         if state["scaler"]:  # without, it was written in another precision: fp16 begins with its first scale
             self.stepper.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.window = Window.resumed(state["window"], self.context.rank)
 
     def run(self) -> Outcome:
         if self.context.rank == 0:
@@ -250,17 +205,13 @@ class _Rank:
         import torch
 
         window, self.window = self.window, Window(taken.at)
-        # two counters as exact integers; the order's digest wraps around alike on any number of ranks
-        counts = torch.tensor([window.replaced, int(window.order.astype(np.int64))], device=self.stepper.device)
-        if self.context.world > 1:
-            torch.distributed.all_reduce(counts)
-        replaced, order = (int(value) for value in counts.tolist())
+        counts = window.shared(self.context.world, self.stepper.device)
         if self.metrics is None:
             return
         seconds = max(taken.at - window.began, 1e-9)
         line: Line = {"step": taken.step, "epoch": taken.epoch, "samples_seen": taken.step * self.config.batch, **figures, "lr": taken.rate}
         line |= {"samples_per_s": window.steps * self.config.batch / seconds, "data_wait_share": min(window.wait_s / seconds, 1.0)}
-        line |= {"replaced": replaced, "order": f"{order & (1 << 64) - 1:016x}"}
+        line |= {"replaced": counts["replaced"], "order": f"{counts['order']:016x}"}
         if self.stepper.device.type == "cuda":
             line["memory_bytes"] = torch.cuda.max_memory_allocated(self.stepper.device)
         self.metrics.write(line)
@@ -290,6 +241,7 @@ class _Rank:
         self._settle()
         stepper = self.stepper
         state = checkpoint.gather(stepper.module, stepper.optimizer, stepper.ema)
+        state["window"] = self.window.shared(self.context.world, stepper.device)
         if self.metrics is None:
             return
         self.metrics.flush()
@@ -316,8 +268,9 @@ class _Rank:
             and self._due(epochs)
             and not self.store.exists(EVALS.format(epochs))
         ):
+            began = time.monotonic()
             self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
-            self.window = Window()  # its time is not training's
+            self.window.began += time.monotonic() - began  # its time is not training's
 
     def _outcome(self, state: str) -> Outcome:
         self._settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
 pytest.importorskip("open_clip")
 
-from stages.train import checkpoint, loop  # noqa: E402
+from stages.train import checkpoint, loop, metrics  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +74,55 @@ def test_the_mixture_s_weights_are_part_of_the_order(tmp_path: Path) -> None:
         curve(config(tmp_path, data=[{"shards": source["shards"]} for source in SOURCES]))
     moved = [{**source, "shards": f"elsewhere/{source['shards']}"} for source in SOURCES]
     assert len(curve(config(tmp_path, data=moved))) == 10
+
+
+class Replacing(Pictures):
+    """A sample of each batch stands for a bad one."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            batch.replaced = 1
+            yield batch
+
+
+def counted(wanted: Any, context: loop.Context | None = None, **more: Any) -> list[tuple[Any, ...]]:
+    """Step, digest of the order and replaced samples of each line."""
+    if context is not None:
+        loop.train(wanted, context, Replacing)
+    lines = metrics.read(Store(wanted.out or "")) if context is not None else curve(wanted, Replacing, **more)
+    return [(line["step"], line["order"], line["replaced"]) for line in lines]
+
+
+def test_a_line_counts_all_steps_since_the_last_whatever_came_between(tmp_path: Path) -> None:
+    """Evaluations and stops; lines after 4, 8 and 10 steps, epochs of 5."""
+    calm = counted(config(fresh(tmp_path, "calm"), log_every=4))
+    assert [(step, replaced) for step, _, replaced in calm] == [(4, 4), (8, 4), (10, 2)]
+    evaluated = config(fresh(tmp_path, "evaluated"), log_every=4)
+    assert counted(evaluated, loop.Context(evaluate=lambda *_: None)) == calm
+    stopped = config(fresh(tmp_path, "stopped"), log_every=4)
+    curve(stopped, Replacing, stop_after=3)
+    curve(stopped, Replacing, stop_after=3)
+    assert counted(stopped) == calm
+
+
+@pytest.mark.slow
+def test_a_line_counts_all_steps_of_one_rank_and_of_the_two_that_went_on(tmp_path: Path) -> None:
+    calm = counted(config(fresh(tmp_path, "calm"), log_every=4), world=1)
+    stopped = config(fresh(tmp_path, "stopped"), log_every=4)
+    curve(stopped, Replacing, stop_after=3)
+    found = counted(stopped, world=2)
+    assert [order for _, order, _ in found] == [order for _, order, _ in calm]
+    assert [replaced for _, _, replaced in found] == [3 + 2, 8, 4]  # from the third step on, each rank's batches have one
+
+
+def test_an_evaluation_s_time_is_not_training_s(tmp_path: Path) -> None:
+    wanted = config(tmp_path, log_every=4)
+    loop.train(wanted, loop.Context(evaluate=lambda *_: time.sleep(2)), Pictures)
+    _, over_it, _ = metrics.read(Store(wanted.out or ""))
+    assert 4 * wanted.batch / over_it["samples_per_s"] < 2
+
+
+def fresh(tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
