@@ -25,6 +25,7 @@ from stages.train.window import Taken, Window, digest
 
 log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+BAD_SHARE, FROM_SAMPLES = 0.5, 1000  # of the samples so far, above which training ends; from how many on that is looked at
 EVALS = "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
 
 
@@ -100,6 +101,7 @@ class _Rank:
         self.step = 0  # steps taken
         self.pending: Taken | None = None
         self.window = Window()
+        self.replaced = 0  # samples of the lines so far, on all ranks
         self.last: Line = {}
         self.stopping = False
         self._resume()
@@ -119,6 +121,7 @@ class _Rank:
         if state["scaler"]:  # without, it was written in another precision: fp16 begins with its first scale
             self.stepper.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.replaced = int(state["replaced"])
         self.window = Window.resumed(state["window"], self.context.rank)
 
     def run(self) -> Outcome:
@@ -206,6 +209,7 @@ class _Rank:
 
         window, self.window = self.window, Window(taken.at)
         counts = window.shared(self.context.world, self.stepper.device)
+        self._check_data(taken.step * self.config.batch, counts["replaced"])
         if self.metrics is None:
             return
         seconds = max(taken.at - window.began, 1e-9)
@@ -217,6 +221,15 @@ class _Rank:
         self.metrics.write(line)
         self.last = line
         self.context.report(line)
+
+    def _check_data(self, seen: int, replaced: int) -> None:
+        """Raises UserError on all ranks where most of what was seen stood for something bad: few samples, again and again."""
+        self.replaced += replaced
+        if seen >= min(FROM_SAMPLES, self.steps_of[0] * self.config.batch) and self.replaced > BAD_SHARE * seen:
+            raise UserError(
+                f"train.data: {self.replaced} of {seen} samples so far cannot be trained on, and others stood for them; the log names "
+                "them and their shards (a warning each): mend these shards or leave them out, and give another train.out"
+            )
 
     def _refuse(self, taken: Taken, loss: float, norm: float) -> None:
         """Writes the keys of the global batch down, in order. Raises NotFiniteError on all ranks."""
@@ -250,7 +263,7 @@ class _Rank:
             if stepper.ema is not None:
                 checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
         held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0]}
-        told = {"fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
+        told: dict[str, Any] = {"replaced": self.replaced, "fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
         checkpoint.save(
             self.store, {**held, **told, **state, "scaler": stepper.scaler.state_dict()}, self.step, self.config.checkpoint.keep
         )

@@ -115,6 +115,25 @@ def test_a_line_counts_all_steps_of_one_rank_and_of_the_two_that_went_on(tmp_pat
     assert [replaced for _, _, replaced in found] == [3 + 2, 8, 4]  # from the third step on, each rank's batches have one
 
 
+class Mostly(Pictures):
+    """From the third step on, almost all samples stand for bad ones."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Any:
+        for batch in super().batches(epoch, start_step):
+            batch.replaced = 7 if epoch or batch.step >= 2 else 0
+            yield batch
+
+
+def test_data_that_is_mostly_bad_ends_it_at_the_same_step_whatever_came_between(tmp_path: Path) -> None:
+    """21 of 40 samples at the end of the first epoch, 14 of them before the stop."""
+    calm, stopped = config(fresh(tmp_path, "calm")), config(fresh(tmp_path, "stopped"))
+    with pytest.raises(UserError, match=r"train\.data: 21 of 40 samples"):
+        curve(calm, Mostly)
+    curve(stopped, Mostly, stop_after=4)
+    with pytest.raises(UserError, match=r"train\.data: 21 of 40 samples"):
+        curve(stopped, Mostly)
+
+
 def test_an_evaluation_s_time_is_not_training_s(tmp_path: Path) -> None:
     wanted = config(tmp_path, log_every=4)
     loop.train(wanted, loop.Context(evaluate=lambda *_: time.sleep(2)), Pictures)
