@@ -26,6 +26,7 @@ from stages.train.window import Taken, Window, digest
 log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 BAD_SHARE, FROM_SAMPLES = 0.5, 1000  # of the samples so far, above which training ends; from how many on that is looked at
+SKIPPED = 40  # steps in a row without an update because fp16 overflowed; the scale is halved each time, from 65,536 to 6e-8
 EVALS = "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
 
 
@@ -101,6 +102,7 @@ class _Rank:
         self.step = 0  # steps taken
         self.pending: Taken | None = None
         self.window = Window()
+        self.skipped = 0  # steps in a row whose gradients were no numbers
         self.replaced = 0  # samples of the lines so far, on all ranks
         self.last: Line = {}
         self.stopping = False
@@ -197,14 +199,15 @@ class _Rank:
         self.stopping = self.stopping or figures.pop("stop") > 0
         norm, scale = figures.pop("grad_norm"), figures.pop("scale")
         loss = sum(figures.values())
-        scaled = self.stepper.scaler.is_enabled()  # gradients that overflow are what fp16's scaler looks for
-        if not np.isfinite(loss) or not (scaled or np.isfinite(norm)):
+        self.skipped = 0 if np.isfinite(norm) else self.skipped + 1
+        bound = SKIPPED if self.stepper.scaler.is_enabled() else 1  # gradients that overflow are what fp16's scaler looks for
+        if not np.isfinite(loss) or self.skipped >= bound:
             self._refuse(taken, loss, norm)
         if taken.step % self.config.log_every == 0 or taken.step == self.steps:
             parts = figures if len(figures) > 1 else {}
-            self._log(taken, {"loss": loss, **parts, "scale": scale, "grad_norm": norm})
+            self._log(taken, {"loss": loss, **parts, "scale": scale, "grad_norm": None if self.skipped else norm})
 
-    def _log(self, taken: Taken, figures: dict[str, float]) -> None:
+    def _log(self, taken: Taken, figures: dict[str, float | None]) -> None:
         import torch
 
         window, self.window = self.window, Window(taken.at)
@@ -243,9 +246,10 @@ class _Rank:
             flat = [key for part in keys for key in part]
             told = {"step": taken.step, "epoch": taken.epoch, "loss": str(loss), "grad_norm": str(norm), "lr": taken.rate, "keys": flat}
             self.store.write_json(path, told)
+        again = f", the {self.skipped}th step in a row without an update" if self.skipped > 1 else ""
         raise NotFiniteError(
-            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}; its keys are in {self.store.address(path)}. "
-            "Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; "
+            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}{again}; its keys are in "
+            f"{self.store.address(path)}. Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; "
             "the last checkpoint is from before"
         )
 
