@@ -53,6 +53,7 @@ def network(device: str = "cpu", bias: bool = False, drop: float | None = None) 
     class Network(nn.Module):  # type: ignore[misc]
         """As open_clip's models: `encode_image`, `encode_text` and a forward pass that gives a dictionary."""
 
+        remember = _remembered
         trunk = f"{NAME} {offline_towers.VERSION}"
 
         def __init__(self) -> None:
@@ -137,7 +138,10 @@ def _told_apart(made: Any, crowd: Any, side: int) -> Any:
 
 
 def _outputs(net: Any, image: Any, text: Any) -> dict[str, Any]:
-    """As open_clip's `output_dict`; features float32[n, 384], without what `encode_image` and `encode_text` add to them."""
+    """As open_clip's `output_dict`; features float32[n, 384], without what `encode_image` and `encode_text` add to them.
+
+    In training also what `remember` wants, without gradients.
+    """
     out: dict[str, Any] = {"logit_scale": net.logit_scale.exp()}
     if image is not None:
         features = _seen(image, net.trunk_image)
@@ -145,14 +149,20 @@ def _outputs(net: Any, image: Any, text: Any) -> dict[str, Any]:
         out["image_features"] = net._image(net.image_head(features), named)
         if net.training:
             norm, _, linear = net.image_head  # without its dropout
-            _remember(net.image_crowd, net._image(linear(norm(features.detach())), named))
+            out["image_seen"] = net._image(linear(norm(features.detach())), named).detach()
     if text is not None:
         out["text_features"] = net._text(_seen(text, net.trunk_text))
         if net.training:
-            _remember(net.text_crowd, out["text_features"])
+            out["text_seen"] = out["text_features"].detach()
     if net.logit_bias is not None:
         out["logit_bias"] = net.logit_bias
     return out
+
+
+def _remembered(net: Any, image: Any, text: Any) -> None:
+    """Takes what a training step saw into the crowds: `image_seen` and `text_seen` of the whole batch, once a step."""
+    _remember(net.image_crowd, image)
+    _remember(net.text_crowd, text)
 
 
 def _remember(crowd: Any, made: Any) -> None:

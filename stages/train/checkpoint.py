@@ -18,7 +18,7 @@ from stages.train.models import Model
 from stages.train.optim import Ema
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 NET = "net."
 log = logging.getLogger("shardmill")
 
@@ -38,7 +38,7 @@ def gather(module: Any, optimizer: Any, ema: Ema | None) -> dict[str, Any]:
 
 
 def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any]) -> None:
-    """Puts a gathered state back, sharded as `module` is."""
+    """Puts a gathered state back, sharded as `module` is. The optimizer's options stay those it was made with, not the state's."""
     from torch.distributed.checkpoint import state_dict as states
 
     options = states.StateDictOptions(full_state_dict=True)
@@ -51,19 +51,27 @@ def restore(module: Any, optimizer: Any, ema: Ema | None, state: dict[str, Any])
         for key, value in values.items():
             if key != "step":
                 values[key] = value.reshape(shapes[name])
+    wanted = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     states.set_optimizer_state_dict(module, optimizer, held, options=options)
+    for group, given in zip(optimizer.param_groups, wanted, strict=True):
+        group.update(given)
     if ema is not None:
         ema.load(state["ema"] or {name: weights[name] for name in ema.names})
 
 
 def save(store: Store, state: dict[str, Any], step: int, keep: int) -> str:
-    """Writes a state atomically as that of `step`, then removes all but the `keep` latest. Returns its path below `store`."""
+    """Writes a state atomically as that of `step`, then removes all but the `keep` latest up to it. Returns its path below `store`.
+
+    Those of later steps go too: training went back behind them, because they are damaged.
+    """
     import torch
 
     path = f"{FOLDER}/step-{step:09d}.pt"
     with store.atomic(path) as target:
         torch.save({"format": FORMAT, **state}, target)
-    for name in names(store)[:-keep]:
+    found = names(store)
+    behind = found.index(path.rpartition("/")[2]) + 1
+    for name in found[behind:] + found[: max(behind - keep, 0)]:
         store.remove(f"{FOLDER}/{name}")
     return path
 

@@ -219,4 +219,10 @@ def resumable(before: dict[str, Any], now: Train) -> list[str]:
             f"train.{wrong}: it was {was} when the checkpoints in train.out were written, and is {now_is} now; "
             "set it back, or give another train.out"
         )
+    was, now_is = ([source["weight"] for source in told.get("data", [])] for told in (before, current))
+    if was != now_is:
+        raise UserError(
+            f"train.data: the weights were {was} when the checkpoints in train.out were written, and are {now_is} now, which is another "
+            "order; set them back, or give another train.out"
+        )
     return sorted(name for name, value in current.items() if before.get(name) != value)

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import ShardmillError, TransientError, UserError
 from pipeline.storage import Store
+from stages.train import content
 from stages.train.index import Indices
 
 Options = Mapping[str, Any]
@@ -27,12 +28,16 @@ MARKS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated"
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar. `samples` -1: not known yet. `mark` changes when the tar's bytes do: its sha256, ETag or time of change."""
+    """A tar. `samples` -1: not known yet. `mark` changes when the tar's bytes do: its sha256, ETag or time of change.
+
+    `content`: what its bytes alone decide (see `stages.train.content`); "" where neither manifest nor storage tell it.
+    """
 
     url: str
     samples: int
     bytes: int
     mark: str
+    content: str = ""
 
     @property
     def name(self) -> str:
@@ -69,10 +74,15 @@ class Corpora:
         """int64: the id that follows each shard's last one."""
         return np.cumsum([shard.samples for shard, _ in self.shards], dtype=np.int64)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits of all shards' names, bytes and numbers of samples: the same ids mean the same samples."""
-        told = [[[shard.name, shard.bytes, shard.samples] for shard in corpus] for corpus in self.corpora]
+        """32 hex digits of all shards' names, bytes, numbers of samples and contents: the same ids mean the same samples.
+
+        Reads some bytes of each shard whose content neither a manifest nor the storage tells. Raises TransientError where it cannot.
+        """
+        with ThreadPoolExecutor(16) as pool:
+            contents = iter(list(pool.map(lambda one: one[0].content or content.read(one[0].url, one[0].bytes, one[1]), self.shards)))
+        told = [[[shard.name, shard.bytes, shard.samples, next(contents)] for shard in corpus] for corpus in self.corpora]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
     def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,35 +194,45 @@ def _manifest(home: Store, told: dict[str, Any]) -> list[Shard]:
     gone = [shard["name"] for shard in told["shards"] if shard["name"] not in names]
     if gone:
         raise UserError(f"train.data: {home.url}: {len(gone)} shards of its manifest are not there, the first is {gone[0]}; finish the run")
-    return [Shard(inner.address(shard["name"]), shard["samples"], shard["bytes"], shard["sha256"]) for shard in told["shards"]]
+    return [
+        Shard(inner.address(shard["name"]), shard["samples"], shard["bytes"], shard["sha256"], content.by_sha256(shard["sha256"]))
+        for shard in told["shards"]
+    ]
 
 
 def _shard(fs: Any, info: Mapping[str, Any]) -> Shard:
     local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
     name = str(info["name"])
     mark = next((str(info[key]) for key in MARKS if info.get(key) is not None), "")
-    return Shard(name if local else str(fs.unstrip_protocol(name)), -1, int(info["size"]), mark)
+    return Shard(name if local else str(fs.unstrip_protocol(name)), -1, int(info["size"]), mark, content.told(info))
 
 
 def _counted(shards: list[Shard], options: Options, indices: Indices) -> list[Shard]:
-    """With their numbers of samples: of sizes.json, of _stats.json (img2dataset's successes), or counted."""
+    """With their numbers of samples: of sizes.json, of _stats.json (img2dataset's successes), or counted.
+
+    And with the contents that a run's manifest tells of them, so that a run's shards are the same however they are named.
+    """
     sizes: dict[str, dict[str, Any]] = {}
+    contents: dict[str, dict[tuple[str, int], str]] = {}
     for shard in shards:
         folder = shard.url.rpartition("/")[0]
         if shard.samples < 0 and folder not in sizes:
             told = _json(f"{folder}/sizes.json", options)
             sizes[folder] = told if isinstance(told, dict) else {}
+            home, _, key = folder.rpartition("/")
+            contents[folder] = {} if home.endswith("/") else content.of_manifest(_json(f"{home}/manifest.json", options), key)
 
     def count(shard: Shard) -> Shard:
         if shard.samples >= 0:
             return shard
-        said = sizes[shard.url.rpartition("/")[0]].get(shard.name)
+        folder = shard.url.rpartition("/")[0]
+        said = sizes[folder].get(shard.name)
         if not isinstance(said, int):
             stats = _json(f"{shard.url.removesuffix('.tar')}_stats.json", options)
             said = stats.get("successes") if isinstance(stats, dict) else None
         if not isinstance(said, int):
             said = len(indices.bounds(shard.url, shard.bytes, shard.mark, options)) - 1
-        return replace(shard, samples=said)
+        return replace(shard, samples=said, content=contents[folder].get((shard.name, shard.bytes), shard.content))
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(count, shards))

@@ -32,7 +32,7 @@ from stages.train.corpus import Corpora
 from stages.train.loader import Batch
 from stages.train.models import Model
 from stages.train.order import Order
-from stages.train.prepare import TRIES, Parts, Prepare, captions
+from stages.train.prepare import Parts, Prepare, captions, stand_ins
 from stages.train.reading import Reader, pictures
 
 PART = 512  # pictures, or samples, a file
@@ -202,7 +202,7 @@ class _Maker:
             picture=known["picture"],
             texts=known["texts"],
             keys=known["keys"],
-            source=_sources(bad),
+            source=_sources(bad, self.corpora),
             image=views,
             text=np.concatenate([one["text"] for one in texts]),
         )
@@ -233,7 +233,7 @@ class _Maker:
         made, faults = [], dict[int, str]()
         for begin in range(0, len(ids), AT_ONCE):
             part = self.parts.make(view, ids[begin : begin + AT_ONCE])
-            faults |= {id_: f"sample {key} is replaced by the next: {why}" for id_, key, why in part.faults}
+            faults |= {id_: f"sample {key} is replaced by another: {why}" for id_, key, why in part.faults}
             made.append(_half(self.net.trunk_image(part.image)))
         for told in faults.values():
             log.warning("train: %s", told)
@@ -270,12 +270,16 @@ def _save(store: Store, name: str, values: dict[str, np.ndarray]) -> None:
     store.write(name, out.getvalue())
 
 
-def _sources(bad: np.ndarray) -> np.ndarray:
-    """Each id, or where it is bad the next good one, as the loader of shards does it. Raises UserError for TRIES bad ones in a row."""
+def _sources(bad: np.ndarray, corpora: Corpora) -> np.ndarray:
+    """Each id, or where it is bad its first good stand-in, as the loader of shards takes it. Raises UserError where there is none."""
     source = np.arange(len(bad))
-    for _ in range(TRIES):
-        wrong = bad[source]
-        if not wrong.any():
-            return source
-        source[wrong] = (source[wrong] + 1) % len(bad)
-    raise UserError(f"{TRIES} samples in a row cannot be trained on; is train.data of the right kind?")
+    for id_ in np.flatnonzero(bad).tolist():
+        found = next((good[0] for run in stand_ins(corpora, id_) if len(good := run[~bad[run]])), None)
+        if found is None:
+            shard, _ = corpora.locate(np.asarray([id_]))
+            raise UserError(
+                f"sample {id_} ({corpora.shards[int(shard[0])][0].url}) and all that were tried in its place cannot be trained on; "
+                "is train.data of the right kind?"
+            )
+        source[id_] = found
+    return source

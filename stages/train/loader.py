@@ -263,7 +263,7 @@ class _Stream:
                 sum(part.replaced for part in parts),
             )
         for id_, key, why in whole.faults:
-            log.warning("sample %d (%s) is bad, the next one stands for it: %s", id_, key, why)
+            log.warning("sample %d (%s) is bad, another stands for it: %s", id_, key, why)
         image, text = (whole.image.pin_memory(), whole.text.pin_memory()) if self.loader.pin else (whole.image, whole.text)
         return Batch(step, whole.ids, image, text, whole.keys, whole.replaced)
 

@@ -21,9 +21,12 @@ from stages.train import checkpoint, losses, models, optim
 from stages.train.config import Train, resumable, shown
 from stages.train.metrics import Line, Metrics
 from stages.train.step import Stepper, parallel
+from stages.train.window import Taken, Window, digest
 
 log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+BAD_SHARE, FROM_SAMPLES = 0.5, 1000  # of the samples so far, above which training ends; from how many on that is looked at
+SKIPPED = 40  # steps in a row without an update because fp16 overflowed; the scale is halved each time, from 65,536 to 6e-8
 EVALS = "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
 
 
@@ -70,53 +73,6 @@ class NotFiniteError(UserError):
     """The loss or the gradients are not numbers any more."""
 
 
-@dataclass
-class Taken:
-    """A step that was taken, with its figures still on the device."""
-
-    step: int
-    epoch: int
-    rate: float
-    names: list[str]
-    values: Any
-    ready: Any
-    keys: list[str]
-    wait_s: float
-    replaced: int
-    order: np.uint64
-    at: float = field(default_factory=time.monotonic)
-
-
-@dataclass
-class Window:
-    """What is summed up from one line of metrics to the next."""
-
-    began: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    wait_s: float = 0.0
-    replaced: int = 0
-    order: np.uint64 = field(default_factory=lambda: np.uint64(0))
-
-    def add(self, taken: Taken) -> None:
-        self.steps += 1
-        self.wait_s += taken.wait_s
-        self.replaced += taken.replaced
-        with np.errstate(over="ignore"):
-            self.order = np.uint64(self.order + taken.order)
-
-
-def digest(ids: Any, step: int, first: int) -> np.uint64:
-    """Of which samples stand where in a step's global batch; a sum over samples, so that ranks' digests add up (modulo 2^64).
-
-    ids: this rank's, int64[b]; `first`: the place of its first sample in the global batch. Mixing as in splitmix64 (Steele et al. 2014).
-    """
-    places = np.uint64(2) * (first + np.arange(len(ids))).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (np.asarray(ids).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * (np.uint64(2 * step + 1) * np.uint64(0xBF58476D1CE4E5B9) + places)
-        return np.uint64((mixed ^ (mixed >> np.uint64(27))).sum(dtype=np.uint64))
-
-
 def train(config: Train, context: Context, open_source: Callable[[Train, models.Model, Context], Source]) -> Outcome:
     """Trains from the last checkpoint in `config.out` (or from the start) to the end, on this rank.
 
@@ -146,6 +102,8 @@ class _Rank:
         self.step = 0  # steps taken
         self.pending: Taken | None = None
         self.window = Window()
+        self.skipped = 0  # steps in a row whose gradients were no numbers
+        self.replaced = 0  # samples of the lines so far, on all ranks
         self.last: Line = {}
         self.stopping = False
         self._resume()
@@ -162,8 +120,11 @@ class _Rank:
         if state["fingerprint"] != self.source.fingerprint:
             raise UserError(f"train.data: the shards are not those that the checkpoints in {where} were trained on; give another train.out")
         checkpoint.restore(self.stepper.module, self.stepper.optimizer, self.stepper.ema, state)
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # without, it was written in another precision: fp16 begins with its first scale
+            self.stepper.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.replaced = int(state["replaced"])
+        self.window = Window.resumed(state["window"], self.context.rank)
 
     def run(self) -> Outcome:
         if self.context.rank == 0:
@@ -238,33 +199,40 @@ class _Rank:
         self.stopping = self.stopping or figures.pop("stop") > 0
         norm, scale = figures.pop("grad_norm"), figures.pop("scale")
         loss = sum(figures.values())
-        scaled = self.stepper.scaler.is_enabled()  # gradients that overflow are what fp16's scaler looks for
-        if not np.isfinite(loss) or not (scaled or np.isfinite(norm)):
+        self.skipped = 0 if np.isfinite(norm) else self.skipped + 1
+        bound = SKIPPED if self.stepper.scaler.is_enabled() else 1  # gradients that overflow are what fp16's scaler looks for
+        if not np.isfinite(loss) or self.skipped >= bound:
             self._refuse(taken, loss, norm)
         if taken.step % self.config.log_every == 0 or taken.step == self.steps:
             parts = figures if len(figures) > 1 else {}
-            self._log(taken, {"loss": loss, **parts, "scale": scale, "grad_norm": norm})
+            self._log(taken, {"loss": loss, **parts, "scale": scale, "grad_norm": None if self.skipped else norm})
 
-    def _log(self, taken: Taken, figures: dict[str, float]) -> None:
+    def _log(self, taken: Taken, figures: dict[str, float | None]) -> None:
         import torch
 
         window, self.window = self.window, Window(taken.at)
-        # two counters as exact integers; the order's digest wraps around alike on any number of ranks
-        counts = torch.tensor([window.replaced, int(window.order.astype(np.int64))], device=self.stepper.device)
-        if self.context.world > 1:
-            torch.distributed.all_reduce(counts)
-        replaced, order = (int(value) for value in counts.tolist())
+        counts = window.shared(self.context.world, self.stepper.device)
+        self._check_data(taken.step * self.config.batch, counts["replaced"])
         if self.metrics is None:
             return
         seconds = max(taken.at - window.began, 1e-9)
         line: Line = {"step": taken.step, "epoch": taken.epoch, "samples_seen": taken.step * self.config.batch, **figures, "lr": taken.rate}
         line |= {"samples_per_s": window.steps * self.config.batch / seconds, "data_wait_share": min(window.wait_s / seconds, 1.0)}
-        line |= {"replaced": replaced, "order": f"{order & (1 << 64) - 1:016x}"}
+        line |= {"replaced": counts["replaced"], "order": f"{counts['order']:016x}"}
         if self.stepper.device.type == "cuda":
             line["memory_bytes"] = torch.cuda.max_memory_allocated(self.stepper.device)
         self.metrics.write(line)
         self.last = line
         self.context.report(line)
+
+    def _check_data(self, seen: int, replaced: int) -> None:
+        """Raises UserError on all ranks where most of what was seen stood for something bad: few samples, again and again."""
+        self.replaced += replaced
+        if seen >= min(FROM_SAMPLES, self.steps_of[0] * self.config.batch) and self.replaced > BAD_SHARE * seen:
+            raise UserError(
+                f"train.data: {self.replaced} of {seen} samples so far cannot be trained on, and others stood for them; the log names "
+                "them and their shards (a warning each): mend these shards or leave them out, and give another train.out"
+            )
 
     def _refuse(self, taken: Taken, loss: float, norm: float) -> None:
         """Writes the keys of the global batch down, in order. Raises NotFiniteError on all ranks."""
@@ -278,9 +246,10 @@ class _Rank:
             flat = [key for part in keys for key in part]
             told = {"step": taken.step, "epoch": taken.epoch, "loss": str(loss), "grad_norm": str(norm), "lr": taken.rate, "keys": flat}
             self.store.write_json(path, told)
+        again = f", the {self.skipped}th step in a row without an update" if self.skipped > 1 else ""
         raise NotFiniteError(
-            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}; its keys are in {self.store.address(path)}. "
-            "Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; "
+            f"train: step {taken.step} gave the loss {loss} and the gradient norm {norm}{again}; its keys are in "
+            f"{self.store.address(path)}. Look at these samples, or lower train.optimizer.lr, set train.optimizer.clip_norm, or use bf16; "
             "the last checkpoint is from before"
         )
 
@@ -289,6 +258,7 @@ class _Rank:
         self._settle()
         stepper = self.stepper
         state = checkpoint.gather(stepper.module, stepper.optimizer, stepper.ema)
+        state["window"] = self.window.shared(self.context.world, stepper.device)
         if self.metrics is None:
             return
         self.metrics.flush()
@@ -297,7 +267,7 @@ class _Rank:
             if stepper.ema is not None:
                 checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
         held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0]}
-        told = {"fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
+        told: dict[str, Any] = {"replaced": self.replaced, "fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
         checkpoint.save(
             self.store, {**held, **told, **state, "scaler": stepper.scaler.state_dict()}, self.step, self.config.checkpoint.keep
         )
@@ -315,8 +285,9 @@ class _Rank:
             and self._due(epochs)
             and not self.store.exists(EVALS.format(epochs))
         ):
+            began = time.monotonic()
             self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
-            self.window = Window()  # its time is not training's
+            self.window.began += time.monotonic() - began  # its time is not training's
 
     def _outcome(self, state: str) -> Outcome:
         self._settle()

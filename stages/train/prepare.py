@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from pipeline.errors import UserError
 from stages.train.augment import CAPTION, Augment, BadSampleError, Resize, draws, picture
+from stages.train.corpus import Corpora
 from stages.train.reading import Reader, Sample, fields, pictures
 
 Fault = tuple[int, str, str]
-TRIES = 16  # samples in a row that may be bad
+TRIES = 16  # neighbours that are tried in place of a bad sample, in its own shard and in each other one
+SHARDS = 16  # how many other shards are tried before the data is taken for what cannot be trained on
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Prepare:
 class Part:
     """Some positions of a batch. `pixels`: uint8 tensor (n, [frames,] height, width, 3); `text`: int64 (n, context).
 
-    `faults`: (id, key, why) of each bad sample; `replaced`: how many positions have another sample than the order's.
+    `faults`: (id, key, why and in which shard) of each bad sample of the order; `replaced`: how many positions have another sample than
+    the order's.
     """
 
     ids: np.ndarray
@@ -70,7 +73,7 @@ class Parts:
     def make(self, epoch: int, ids: np.ndarray, held: dict[int, Sample] | None = None) -> Part:
         """The part of these ids. `held`: samples that were read already; those of `ids` are taken out of it.
 
-        Raises UserError where TRIES samples in a row are bad.
+        Raises UserError where no sample is found to stand for a bad one, see `stand_ins`.
         """
         import torch
 
@@ -94,10 +97,9 @@ class Parts:
     def _fill(
         self, id_: int, epoch: int, out: np.ndarray, draw: np.ndarray, held: dict[int, Sample], faults: list[Fault]
     ) -> tuple[str, str]:
-        """The sample's pixels into `out`; its key and text. Of a bad sample: those of the next good one, with that one's random numbers."""
-        for tried in range(TRIES):
-            now = (id_ + tried) % self.reader.corpora.n
-            sample = held.get(now) or self.reader.read(np.asarray([now])).get(now)
+        """The sample's pixels into `out`; its key and text. Of a bad one: the first good stand-in's, with that one's random numbers."""
+        tried, last = 0, ""
+        for now, sample in self._candidates(id_, held):
             try:
                 if sample is None:
                     raise BadSampleError("missing: the shard has fewer samples, or its bytes are damaged there")
@@ -105,8 +107,23 @@ class Parts:
                     draw = draws(self.prepare.seed, epoch, [now])[0]
                 return self._sample(sample, out, draw)
             except BadSampleError as err:
-                faults.append((now, str(sample["__key__"]) if sample else "", str(err)))
-        raise UserError(f"{TRIES} samples in a row cannot be trained on, the last is {faults[-1]}; is train.data of the right kind?")
+                if not tried:
+                    faults.append((now, str(sample["__key__"]) if sample else "", f"{err} ({self._shard(now)})"))
+                tried, last = tried + 1, f"{err} ({self._shard(now)})"
+        raise UserError(
+            f"{tried} samples that were tried one after the other cannot be trained on, the last: {last}; is train.data of the right kind?"
+        )
+
+    def _candidates(self, id_: int, held: dict[int, Sample]) -> Iterator[tuple[int, Sample | None]]:
+        """The sample and its stand-ins; what is not held is read, run by run."""
+        for run in stand_ins(self.reader.corpora, id_):
+            absent = np.asarray([now for now in run.tolist() if now not in held], np.int64)
+            read = self.reader.read(absent)
+            yield from ((now, held.get(now) or read.get(now)) for now in run.tolist())
+
+    def _shard(self, id_: int) -> str:
+        shard, _ = self.reader.corpora.locate(np.asarray([id_]))
+        return self.reader.corpora.shards[int(shard[0])][0].url
 
     def _sample(self, sample: Sample, out: np.ndarray, draw: np.ndarray) -> tuple[str, str]:
         text = chosen(captions(sample, self.prepare.caption), float(draw[CAPTION]))
@@ -141,13 +158,30 @@ def chosen(texts: list[str], draw: float) -> str:
     return texts[int(draw * len(texts))]
 
 
+def stand_ins(corpora: Corpora, id_: int) -> Iterator[np.ndarray]:
+    """Runs of ids of which the first good one is trained on: the sample, those after it, and then those of other shards.
+
+    Follows from the corpora alone, so it is the same on all ranks and after a resume. In each shard after the sample's own it begins at
+    the sample's place, so the samples of a shard that is cut in half have as many to stand for them; where there are fewer shards than
+    SHARDS they are gone through again, from half that place on.
+    """
+    run = (id_ + np.arange(min(TRIES, corpora.n))) % corpora.n
+    yield from (part for part in (run[:1], run[1:2], run[2:]) if len(part))  # most bad samples stand alone: one more is read, not all
+    (shard,), (place,) = (values.tolist() for values in corpora.locate(np.asarray([id_])))
+    number = len(corpora.shards)
+    for further in range(1, SHARDS + 1):
+        other = (shard + further) % number
+        size = corpora.shards[other][0].samples
+        if size:
+            yield int(corpora.ends[other]) - size + ((place >> further // number) + np.arange(min(TRIES, size))) % size
+
+
 def with_frames(reader: Reader, prepare: Prepare) -> Prepare:
     """With `frames` as the first sample that can be read has them, where they are not given."""
     if prepare.frames is not None:
         return prepare
-    for at in range(min(TRIES, reader.corpora.n)):
-        sample = reader.read(np.asarray([at])).get(at)
-        if sample is not None:
+    for run in stand_ins(reader.corpora, 0):
+        for _, sample in sorted(reader.read(run).items()):
             image, frames = pictures(sample)
             return replace(prepare, frames=len(frames) if image is None else 0)
     return replace(prepare, frames=0)

@@ -18,6 +18,8 @@ from stages.train.config import Train
 from stages.train.losses import FEATURES, Losses
 from stages.train.optim import Ema
 
+SEEN = ("image_seen", "text_seen")
+
 
 @dataclass
 class Stepper:
@@ -54,6 +56,7 @@ class Stepper:
 
     def _whole(self, image: Any, text: Any, share: Any, step: int) -> dict[str, Any]:
         out = self._forward(image, text, step, 0)
+        self._remember([out])
         return self._backward(out, out, share, True)
 
     def _accumulated(self, pieces: list[tuple[Any, Any]], shares: list[Any], step: int) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Stepper:
         with torch.no_grad():
             known = [self._features(self._forward(image, text, step, at)) for at, (image, text) in enumerate(pieces)]
         sums: dict[str, Any] = {}
+        outs = []
         for at, (image, text) in enumerate(pieces):
             last = at == len(pieces) - 1
             with contextlib.nullcontext() if last else self._unsynced():
@@ -69,9 +73,25 @@ class Stepper:
                 around = [*known[:at], self._features(out), *known[at + 1 :]]
                 features = {name: torch.cat([one[name] for one in around]) for name in FEATURES}
                 parts = self._backward(features, out, shares[at], last)
+            outs.append({name: out[name] for name in SEEN if name in out})
             sums["caption"] = sums.get("caption", 0) + parts.pop("caption", 0)
             sums |= parts  # the contrastive part is the whole batch's in each piece
+        self._remember(outs)
         return {name: value for name, value in sums.items() if torch.is_tensor(value)}
+
+    def _remember(self, outs: list[dict[str, Any]]) -> None:
+        """Shows the whole global batch, in its order, to a model that keeps what it saw (the offline scorer): once a step, on all ranks."""
+        import torch
+
+        if not hasattr(self.inner.net, "remember"):
+            return
+        seen = [torch.cat([out[name] for out in outs]).contiguous() for name in SEEN]
+        if self.world > 1:
+            parts = [[torch.empty_like(value) for _ in range(self.world)] for value in seen]
+            for value, part in zip(seen, parts, strict=True):
+                torch.distributed.all_gather(part, value)
+            seen = [torch.cat(part) for part in parts]
+        self.inner.net.remember(*seen)
 
     def _features(self, out: dict[str, Any]) -> dict[str, Any]:
         return {name: out[name] for name in FEATURES}

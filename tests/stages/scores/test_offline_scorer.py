@@ -16,7 +16,7 @@ import pipeline
 from pipeline.catalog import entry
 from pipeline.errors import UserError
 from pipeline.keys import ingredients
-from stages.lib import offline_scorer, offline_towers
+from stages.lib import offline_scorer, offline_towers, torchvision_shim
 
 if missing := offline_scorer.missing():
     pytest.skip(f"needs {', '.join(missing)}: docs/models/offline_scorer.md", allow_module_level=True)
@@ -97,7 +97,8 @@ def test_the_crowd_is_what_training_saw_last() -> None:
     net = offline_scorer.network()
     first, last = torch.rand(200, offline_towers.POOLED), torch.rand(200, offline_towers.POOLED)
     for features in (first, last):
-        net.train()(image=features)
+        out = net.train()(image=features, text=torch.rand(200, offline_towers.WIDTH * len(offline_towers.KEPT)))
+        net.remember(out["image_seen"], out["text_seen"])
     net.eval()
     wanted = net(image=torch.cat([last, first]))["image_features"][: offline_scorer.CROWD]
     assert torch.allclose(net.image_crowd, wanted, atol=1e-5)
@@ -222,3 +223,25 @@ def test_the_training_stage_trains_it_on_features(shards: str, tmp_path: Path) -
     assert weights.stat().st_size < 8_000_000
     embedded = offline_scorer.load(weights=weights).encode_text(["a cat"])
     assert embedded.shape == (1, offline_scorer.DIM)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (1, 4), pytest.param(2, 1, marks=pytest.mark.slow)])
+def test_the_crowd_is_the_global_batch_s_whatever_the_ranks_and_pieces(shards: str, tmp_path: Path, world: int, accumulate: int) -> None:
+    from safetensors.torch import load_file
+
+    from stages.train import source
+    from stages.train.config import Train
+    from tests.support.training import curve
+
+    torchvision_shim.ensure()
+    pytest.importorskip("open_clip")
+    raw = {"model": "offline-scorer", "data": [{"shards": shards}], "batch": 4, "frozen_features": 1, "tensorboard": False}
+    crowds = []
+    for name, ranks, pieces in (("whole", 1, 1), ("parts", world, accumulate)):
+        wanted = Train.model_validate({**raw, "out": str(tmp_path / name), "accumulate": pieces, "log_every": 1})
+        curve(wanted, source.open_shards, ranks)
+        weights = load_file(next((tmp_path / name).rglob("open_clip_model.safetensors")))
+        crowds.append([weights["image_crowd"], weights["text_crowd"]])
+    for whole, parts in zip(*crowds, strict=True):
+        assert int((whole != 0).any(1).sum()) == 4
+        assert torch.allclose(whole, parts, atol=1e-5)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -97,6 +99,60 @@ def test_the_fingerprint_follows_the_shards_wherever_they_lie(run: Path, tmp_pat
     assert opened(str(tmp_path / "copy"), tmp_path).fingerprint == opened(str(run), tmp_path).fingerprint
     other = make_run(tmp_path / "other", sizes=(5, 4, 7))
     assert opened(str(other), tmp_path).fingerprint != opened(str(run), tmp_path).fingerprint
+
+
+def swapped(path: Path, size: int) -> None:
+    """A tar of `size` samples whose captions have changed places: the same names and sizes."""
+    with tarfile.open(path, "w") as archive:
+        for at in range(size):
+            add(archive, f"{at}.jpg", b"j" * 30_000)
+            add(archive, f"{at}.txt", f"caption {(at + 1) % size:02d}".encode())
+
+
+@pytest.mark.parametrize("size", [5, 60])  # read whole, and in pieces
+def test_other_samples_of_the_same_size_have_another_fingerprint(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a").mkdir()
+    with tarfile.open(tmp_path / "a/0.tar", "w") as archive:
+        for at in range(size):
+            add(archive, f"{at}.jpg", b"j" * 30_000)
+            add(archive, f"{at}.txt", f"caption {at:02d}".encode())
+    before = opened(str(tmp_path / "a"), tmp_path).fingerprint
+    shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy/0.tar", (1, 1))
+    assert opened(str(tmp_path / "copy"), tmp_path).fingerprint == before
+    memory = fsspec.filesystem("memory")
+    memory.pipe(f"/{tmp_path.name}/0.tar", (tmp_path / "a/0.tar").read_bytes())
+    assert opened(f"memory://{tmp_path.name}", tmp_path).fingerprint == before
+    swapped(tmp_path / "a/0.tar", size)
+    assert (tmp_path / "a/0.tar").stat().st_size == (tmp_path / "copy/0.tar").stat().st_size
+    assert opened(str(tmp_path / "a"), tmp_path).fingerprint != before
+
+
+def test_a_run_that_wrote_other_shards_of_the_same_size_has_another_fingerprint(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    before = opened(str(run), tmp_path).fingerprint
+    path = run / "shards/manifest.json"
+    told = json.loads(path.read_text())
+    told["shards"][1]["sha256"] = "0" * 64
+    path.write_text(json.dumps(told))
+    assert opened(str(run), tmp_path).fingerprint != before
+
+
+def test_an_object_store_s_hashes_tell_content_without_a_read(tmp_path: Path) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    swapped(tmp_path / "0.tar", 5)
+    with s3_server("data") as options:
+        fs = s3fs.S3FileSystem(**options)
+        fs.put(str(tmp_path / "0.tar"), "data/a/0.tar")
+        corpora = opened("s3://data/a", tmp_path, storage_options=options)
+        with traffic() as counted:
+            before = corpora.fingerprint
+        assert counted.requests == 0
+        body = bytearray((tmp_path / "0.tar").read_bytes())
+        body[600] ^= 1
+        fs.pipe("data/a/0.tar", bytes(body))
+        fs.invalidate_cache()
+        assert opened("s3://data/a", tmp_path, storage_options=options).fingerprint != before
 
 
 def test_dali_s_index_says_the_same_as_the_headers(tmp_path: Path) -> None:

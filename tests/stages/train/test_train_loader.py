@@ -205,12 +205,58 @@ def test_a_bad_sample_is_replaced_by_the_next_good_one_counted_and_named(
     assert "00003" in caplog.text
 
 
+def cut(folder: Path, tmp_path: Path, left: dict[int, int]) -> Corpora:
+    """The same shards, of which some hold but so many samples and say nothing of it."""
+    shutil.copytree(folder, tmp_path / "cut")
+    for shard, samples in left.items():
+        (tmp_path / "cut" / f"{shard}_stats.json").write_text(json.dumps({"successes": 10 if shard == 3 else 30}))
+        write_tar(tmp_path / "cut" / f"{shard}.tar", [good(30 * shard + at) for at in range(samples)])
+    return open_corpora([str(tmp_path / "cut")], index_root=str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (3, 2)])
+def test_a_damaged_shard_does_not_end_training(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, world: int, workers: int
+) -> None:
+    """Samples 35 to 59 and all of the shard after them are missing; of the last shard 7 are there."""
+    corpora = cut(folder, tmp_path, {1: 5, 2: 0, 3: 7})
+    ranks = taken(corpora, ALL, world, workers)
+    instead = {at: 90 + (at % 10 if at % 10 < 7 else 0) for at in range(35, 75)}  # in the last shard, from the same place on
+    instead |= dict.fromkeys(range(75, 90), 90) | dict.fromkeys((97, 98, 99), 0)  # among the 16 that follow
+    for _, ids, _, text, keys in joined(ranks):
+        assert keys == [f"{instead.get(id_, id_):05d}" for id_ in ids]
+        assert [read(torch.tensor(row)) for row in text] == [f"text {instead.get(id_, id_)}" for id_ in ids]
+    assert joined(taken(corpora, [(1, 3, 99)], 2)) == joined(ranks)[11:16], "resumed by others"
+    assert "1.tar" in caplog.text
+    assert "2.tar" in caplog.text
+
+
+def test_a_shard_alone_that_is_cut_has_its_own_samples_to_stand_in(folder: Path, tmp_path: Path) -> None:
+    cut(folder, tmp_path, {0: 5})
+    corpora = open_corpora([str(tmp_path / "cut/0.tar")], index_root=str(tmp_path / "index"))
+    held = [int(key) for key in Parts(Reader(corpora), prepare_of()).make(0, np.arange(30)).keys]
+    assert held[:5] == list(range(5))
+    assert {held[at] for at in range(5, 30)} == {0, 2, 3, 4}, "from half, a quarter … of the place on; 0 follows the end"
+
+
+def test_frozen_features_have_the_same_stand_ins(folder: Path, tmp_path: Path) -> None:
+    from stages.train.frozen import _sources
+
+    corpora = cut(folder, tmp_path, {1: 5, 2: 0, 3: 7})
+    bad = np.zeros(100, bool)
+    bad[[*range(35, 90), 97, 98, 99]] = True
+    parts = Parts(Reader(corpora), prepare_of())
+    assert parts.make(0, np.arange(100)).keys == [f"{at:05d}" for at in _sources(bad, corpora)]
+    with pytest.raises(UserError, match=r"0\.tar.*right kind"):
+        _sources(np.ones(100, bool), corpora)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_where_nothing_can_be_trained_on_it_ends_with_one_line(folder: Path, tmp_path: Path, workers: int) -> None:
     corpora = open_corpora([str(folder)], index_root=str(tmp_path))
     with Loader(corpora, order_of(corpora), 0, 1, workers, prepare_of(caption="nothing")) as loader:
         for _ in range(2):  # the second time it must not wait for what never comes
-            with pytest.raises(UserError, match="16 samples in a row") as caught:
+            with pytest.raises(UserError, match=r"samples .* cannot be trained on, the last: no caption .*\d\.tar") as caught:
                 next(loader.batches(0))
             assert "Traceback" not in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,22 @@ def test_a_step_that_is_no_number_ends_it_and_names_its_keys(tmp_path: Path) -> 
     assert len(told["keys"]) == wanted.batch
     assert told["step"] == int(file.stem.removeprefix("step-"))
     assert not checkpoint.names(Store(wanted.out or ""))
+
+
+def test_fp16_that_overflows_again_and_again_ends_it_and_leaves_metrics_that_are_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scale that hardly falls, so that every step's gradients overflow."""
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=1e38, backoff_factor=0.999)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    monkeypatch.setattr(loop, "SKIPPED", 4)
+    wanted = config(tmp_path, precision="fp16")
+    with pytest.raises(UserError, match="the 4th step in a row without an update; its keys are in"):
+        loop.train(wanted, loop.Context(), training.Pictures)
+    text = (Path(wanted.out or "") / "metrics.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in text.splitlines()]
+    assert [line["grad_norm"] for line in lines] == [None] * 3
+    assert len(list((Path(wanted.out or "") / "not_finite").glob("*.json"))) == 1
 
 
 def test_only_the_last_checkpoints_are_kept_and_open_clip_reads_them(tmp_path: Path) -> None:
