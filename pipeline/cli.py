@@ -133,7 +133,10 @@ def train(config: Config, overrides: Set = None) -> None:
 
 @app.command("eval")
 def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
-    model: Annotated[str, typer.Argument(help="open_clip's name, a folder of a model or a checkpoint, or offline-scorer.")],
+    model: Annotated[
+        str, typer.Argument(help="open_clip's name, a model's or a run's folder, the config it was trained by, or offline-scorer.")
+    ],
+    overrides: Set = None,
     data: Annotated[list[str] | None, typer.Option(help="A run, shards, or a CSV with --images; repeatable.")] = None,
     images: Annotated[str | None, typer.Option(help="The folder of the images that the CSV names.")] = None,
     judgements: Annotated[
@@ -159,7 +162,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     options = pipeline.evaluate.Options(
         tuple(data or ()), images, judgements, prefix, caption, label, classes, templates, captioning, batch, seed
     )
-    pipeline.evaluate.show(pipeline.evaluate.run(model, options, pretrained, device, out))
+    pipeline.evaluate.show(pipeline.evaluate.run(model, options, pretrained, device, out, overrides))
 
 
 @app.command()

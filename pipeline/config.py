@@ -99,7 +99,10 @@ class RunConfig(Strict):
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a YAML config and applies `key.sub=value` overrides (values are YAML). Raises UserError with file and key."""
-    return validate(RunConfig, read_raw(path, overrides), str(Path(path)))
+    raw = read_raw(path, overrides)
+    if "train" in raw and not {"input", "run", "stages"} & set(raw):
+        raise UserError(f"{path}: trains on shards that are there and makes none; use it as: shardmill train {path}")
+    return validate(RunConfig, raw, str(Path(path)))
 
 
 def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:

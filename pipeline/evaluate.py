@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 
+from pipeline import train
 from pipeline.errors import UserError
 from pipeline.storage import Store
 from stages.evaluate import captioning, data, judgements, pairs, retrieval, scorers, zeroshot
 from stages.evaluate.embedding import Embedded, Item, embed
+from stages.train import checkpoint
 
 NAMED = 20  # keys of unusable images that eval.json names; all are counted
 
@@ -35,10 +37,28 @@ class Options:
     batch: int = 64
     seed: int = 0
     storage_options: dict[str, Any] = field(default_factory=dict)
+    data_options: tuple[dict[str, Any], ...] = ()  # for each of `data`; none: storage_options for all
+    trained_on: bool = False  # `data` is what the model was trained on
 
 
-def run(model: str, options: Options, pretrained: str | None = None, device: str | None = None, out: str | None = None) -> dict[str, Any]:
-    """Evaluates, writes `out` (a file or URL; by default eval.json beside the model) and returns its content."""
+def run(
+    model: str,
+    options: Options,
+    pretrained: str | None = None,
+    device: str | None = None,
+    out: str | None = None,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluates, writes `out` (a file or URL; by default eval.json beside the model) and returns its content.
+
+    `model` may be a config (a file or preset), with `overrides` as `shardmill train` takes them: what was trained by it is evaluated.
+    """
+    config = None if Path(model).is_dir() else train.find(model)
+    if config is not None and config.is_file():
+        model, options, beside = of_config(config, overrides or [], options)
+        out = out or beside
+    elif overrides:
+        raise UserError(f"eval: --set goes with a config; {model} is none")
     if not options.data and options.judgements is None:
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
     began = time.monotonic()
@@ -49,6 +69,31 @@ def run(model: str, options: Options, pretrained: str | None = None, device: str
     folder, _, name = where.rpartition("/")
     Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
     return {**found, "written": where}
+
+
+def of_config(config: Path, overrides: list[str], options: Options) -> tuple[str, Options, str]:
+    """What was trained by a config: the model's folder, on what it is evaluated, and where the figures go.
+
+    Unless `options` name data, it is `train.eval.data`, or without that the shards it was trained on. Raises UserError where nothing was
+    trained yet.
+    """
+    wanted = train.resolve(config, overrides)[0]
+    store, folder = Store(wanted.out or "", dict(wanted.storage_options)), "model_ema" if wanted.ema else "model"
+    if not store.exists(f"{folder}/{checkpoint.WEIGHTS}"):
+        raise UserError(f"{config}: {store.url} has no {folder} yet; train it first: shardmill train {config}")
+    options = replace(options, storage_options={**wanted.storage_options, **options.storage_options})
+    if not options.data and options.judgements is None:
+        if wanted.eval.data:
+            options = replace(options, data=listed(wanted.eval.data))
+        else:
+            pairs_ = [(name, dict(source.storage_options)) for source in wanted.data for name in listed(source.shards)]
+            options = replace(options, data=tuple(a for a, _ in pairs_), data_options=tuple(b for _, b in pairs_), trained_on=True)
+    root = store.url.rstrip("/")
+    return f"{root}/{folder}", options, f"{root}/eval.json"
+
+
+def listed(names: str | list[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _beside(model: str) -> str:
@@ -105,10 +150,10 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
 def _items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
     """The data, and what is known of it beforehand."""
     fields = data.Fields(options.caption_key, options.label_key)
-    facts: dict[str, Any] = {"sources": list(options.data)}
+    facts: dict[str, Any] = {"sources": list(options.data)} | ({"trained_on": True} if options.trained_on else {})
     tables = [source for source in options.data if source.endswith((".csv", ".tsv"))]
     if not tables and options.images is None:
-        return data.of_shards(options.data, fields, options.storage_options), facts
+        return data.of_shards(options.data, fields, options.data_options or options.storage_options), facts
     if options.images is None or len(options.data) > 1:
         raise UserError(f"eval: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER")
     table = data.of_table(options.data[0], options.images, fields, options.storage_options)
@@ -199,6 +244,8 @@ def show(found: dict[str, Any]) -> None:
     console.print(grid)
     if stand_in := found["model"].get("demonstration"):
         console.print(Text(f"{found['model']['model']}: {stand_in}"), soft_wrap=True)
+    if found.get("data", {}).get("trained_on"):
+        console.print("measured on what it was trained on: this shows that all parts work, not what the model is worth")
     for what, why in found.get("left_out", {}).items():
         console.print(Text(f"not measured: {what}: {why}"), soft_wrap=True)
     if keys := found.get("data", {}).get("unusable_keys"):

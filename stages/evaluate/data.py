@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,10 @@ class Fields:
     label: str | None = None
 
 
-def of_shards(sources: Sequence[str], fields: Fields = Fields(), storage_options: dict[str, Any] | None = None) -> Iterator[Item]:
-    """Every sample of these runs, shard folders or tars, once, in their order."""
+def of_shards(
+    sources: Sequence[str], fields: Fields = Fields(), storage_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+) -> Iterator[Item]:
+    """Every sample of these runs, shard folders or tars, once, in their order. `storage_options`: for all, or one for each."""
     from stages.train import corpus, reading
 
     for sample in reading.samples(corpus.open_corpora(list(sources), storage_options or {})):

@@ -20,6 +20,7 @@ from stages.train.optim import Ema
 FOLDER = "checkpoints"
 FORMAT = 1
 NET = "net."
+WEIGHTS = "open_clip_model.safetensors"  # in an exported model's folder
 log = logging.getLogger("shardmill")
 
 
@@ -111,7 +112,7 @@ def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "m
 
     if model.description:
         store.write(f"{folder}/open_clip_config.json", (json.dumps(model.description, indent=2) + "\n").encode())
-    with store.atomic(f"{folder}/open_clip_model.safetensors") as target:
+    with store.atomic(f"{folder}/{WEIGHTS}") as target:
         target.touch()
         mode = target.stat().st_mode
         save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target))

@@ -103,6 +103,31 @@ def test_the_command_writes_and_prints_and_the_model_may_lie_in_a_run(folder: Pa
 
 
 @models.needs_clip
+def test_what_a_config_trained_is_found_by_its_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's name and root are the config's, not the file's: `make pretrain SET="run.root=…"` measures what it trained."""
+    monkeypatch.chdir(folder)
+    models.made(folder / "elsewhere" / "named" / "train" / "model", models.CLIP)
+    raw = {"input": {"path": "x.csv"}, "run": {"name": "named"}, "stages": {}}
+    train = {"model": "ViT-tiny", "data": [{"shards": str(folder / "00000.tar")}]}
+    (folder / "mine.yaml").write_text(json.dumps({**raw, "train": train}))
+    given = ["eval", "mine.yaml", "--set", "run.root=elsewhere", "--classes", "classes.txt", "--templates", "plain"]
+    done = CliRunner().invoke(cli.app, given)
+    assert done.exit_code == 0, done.output
+    written = json.loads((folder / "elsewhere/named/train/eval.json").read_text())
+    assert written["data"]["sources"] == [str(folder / "00000.tar")]
+    assert written["data"]["trained_on"]
+    assert "measured on what it was trained on" in done.output
+    (folder / "other.tar").write_bytes((folder / "00000.tar").read_bytes())
+    done = CliRunner().invoke(cli.app, [*given, "--set", "train.eval.data=other.tar"])
+    assert "trained on" not in done.output
+    assert json.loads((folder / "elsewhere/named/train/eval.json").read_text())["data"]["sources"] == ["other.tar"]
+    with pytest.raises(UserError, match=r"has no model yet; train it first: shardmill train mine\.yaml"):
+        pipeline.evaluate.run("mine.yaml", Options())
+    with pytest.raises(UserError, match="--set goes with a config"):
+        pipeline.evaluate.run("elsewhere/named", Options(), overrides=["run.root=x"])
+
+
+@models.needs_clip
 def test_a_model_at_a_url(folder: Path) -> None:
     found = pipeline.evaluate.run(f"file://{models.made(folder / 'model', models.CLIP)}", options(folder))
     assert found["data"]["images"] == 3
