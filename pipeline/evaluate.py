@@ -38,6 +38,7 @@ class Options:
     seed: int = 0
     storage_options: dict[str, Any] = field(default_factory=dict)
     data_options: tuple[dict[str, Any], ...] = ()  # for each of `data`; none: storage_options for all
+    data_key: str = "eval: --data"  # the option that names `data`, for messages
     trained_on: bool = False  # `data` is what the model was trained on
 
 
@@ -125,9 +126,9 @@ def evaluate(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
 
 
 def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
-    items, facts = _items(options)
+    given, facts = items(options)
     left_out: dict[str, str] = {}
-    embedded = embed(scorer, _watched(items), options.batch, _captioner(scorer, options, left_out))
+    embedded = embed(scorer, _watched(given), options.batch, _captioner(scorer, options, left_out))
     facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
     facts["unusable_keys"] = embedded.unusable[:NAMED]
     if not len(embedded.image):
@@ -138,24 +139,29 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
         found["pairs"] = pairs.figures(embedded.image, embedded.text, embedded.owner, options.seed)
     else:
         left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions"
-    if any(label is not None for label in embedded.labels):
-        found["zeroshot"] = _zeroshot(scorer, embedded, options)
-    else:
+    labels = [label for label in embedded.labels if label is not None]
+    if not labels:
         left_out["zeroshot"] = "the data has no labels (.cls, or --label)"
+    elif options.classes is None and all(label.isdecimal() for label in labels):
+        left_out["zeroshot"] = "the data's labels are numbers; give the class names by --classes, one a line in that order"
+    else:
+        found["zeroshot"] = _zeroshot(scorer, embedded, options)
     if embedded.written and len(embedded.text):
         found["captioning"] = _captioning(embedded)
     return {**found, "left_out": left_out}
 
 
-def _items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
-    """The data, and what is known of it beforehand."""
+def items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
+    """The data, and what is known of it beforehand. Raises UserError where it is not there."""
     fields = data.Fields(options.caption_key, options.label_key)
     facts: dict[str, Any] = {"sources": list(options.data)} | ({"trained_on": True} if options.trained_on else {})
     tables = [source for source in options.data if source.endswith((".csv", ".tsv"))]
     if not tables and options.images is None:
-        return data.of_shards(options.data, fields, options.data_options or options.storage_options), facts
+        return data.of_shards(options.data, fields, options.data_options or options.storage_options, options.data_key), facts
     if options.images is None or len(options.data) > 1:
-        raise UserError(f"eval: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER")
+        raise UserError(
+            f"{options.data_key}: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER"
+        )
     table = data.of_table(options.data[0], options.images, fields, options.storage_options)
     return table, {**facts, "images_in": options.images, "rows_without_image": table.absent}
 

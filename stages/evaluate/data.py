@@ -34,13 +34,19 @@ class Fields:
 
 
 def of_shards(
-    sources: Sequence[str], fields: Fields = Fields(), storage_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    sources: Sequence[str],
+    fields: Fields = Fields(),
+    storage_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    key: str = "eval: --data",
 ) -> Iterator[Item]:
-    """Every sample of these runs, shard folders or tars, once, in their order. `storage_options`: for all, or one for each."""
+    """Every sample of these runs, shard folders or tars, once, in their order. `storage_options`: for all, or one for each.
+
+    Raises UserError at once where there are none; `key` is the option that names them.
+    """
     from stages.train import corpus, reading
 
-    for sample in reading.samples(corpus.open_corpora(list(sources), storage_options or {})):
-        yield of_sample(sample, fields)
+    found = corpus.open_corpora(list(sources), storage_options or {}, key=key)
+    return (of_sample(sample, fields) for sample in reading.samples(found))
 
 
 def of_sample(sample: dict[str, Any], fields: Fields) -> Item:

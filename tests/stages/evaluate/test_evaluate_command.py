@@ -171,9 +171,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     [
         ({"data": ("pairs.csv",)}, "--data CSV --images FOLDER"),
         ({"data": ("pairs.csv", "more.csv"), "images": "images"}, "one table goes with one folder"),
-        ({"data": ("nowhere.tar",)}, "nowhere.tar"),
+        ({"data": ("nowhere.tar",)}, "^eval: --data: nowhere.tar"),
         ({"data": ("00000.tar",), "classes": "none.txt"}, "none.txt: no such file"),
-        ({"data": ("00000.tar",)}, "labels are numbers"),
         ({"judgements": ("none.csv", "images")}, "none.csv: no such file"),
         ({"judgements": ("judged.csv", ".")}, "holds none of the images that judged.csv judges"),
     ],
@@ -182,6 +181,13 @@ def test_what_cannot_be_evaluated_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=said):
         pipeline.evaluate.evaluate(Colours(), Options(**given))
+
+
+@models.needs_clip
+def test_labels_without_names_cost_no_other_figures(folder: Path) -> None:
+    found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),)))
+    assert "give the class names by --classes" in found["left_out"]["zeroshot"]
+    assert found["retrieval"]["image_to_text_R@1"] == 1.0
 
 
 def test_nothing_to_evaluate_on_is_refused_before_the_model_is_loaded() -> None:

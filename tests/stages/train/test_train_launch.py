@@ -26,7 +26,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("tensorboardX")
 
 import pipeline.train  # noqa: E402
-from stages.train import launch, loop, metrics  # noqa: E402
+from stages.train import checkpoint, launch, loop, metrics  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,19 @@ def test_paths_are_made_whole_and_names_left_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.json").write_text("{}")
     given = {"model": {"name": "own.json", "pretrained": "openai"}, "data": [{"shards": ["a/{0..3}.tar", "s3://b/c"]}], "out": "o"}
+    given["eval"] = {"data": ["held", "s3://b/e"]}
     whole = pipeline.train.whole_paths(pipeline.train.Train.model_validate(given))
     assert (whole.model.name, whole.model.pretrained, whole.out) == (f"{tmp_path}/own.json", "openai", f"{tmp_path}/o")
+    assert whole.eval.data == [f"{tmp_path}/held", "s3://b/e"]
     assert whole.data[0].shards == [f"{tmp_path}/a/{{0..3}}.tar", "s3://b/c"]
+
+
+def test_evaluation_data_that_is_not_there_is_told_before_the_first_step(tmp_path: Path, shards: Path) -> None:
+    wanted = config(tmp_path, data=[{"shards": str(shards)}], eval={"data": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=r"^train\.eval\.data: .*nowhere: no shards there"):
+        pipeline.train.run_config(wanted)
+    assert not (Path(wanted.out or "") / "metrics.jsonl").exists()
+    assert not checkpoint.names(Store(wanted.out or ""))
 
 
 def test_the_command_trains_on_shards_and_a_stop_loses_nothing(tmp_path: Path, shards: Path) -> None:
