@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
-from stages.lib import torchvision_shim
+from stages.lib import offline_scorer, torchvision_shim
+from stages.train.checkpoint import WEIGHTS
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
 OFFLINE = "offline-scorer"
@@ -86,12 +87,15 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu") -> Score
     torchvision_shim.ensure()
     if name == OFFLINE:
         return _offline(pretrained, device)
-    return _open_clip(name, pretrained, device)
+    with _local(name) as folder:
+        if folder and (Path(folder) / offline_scorer.DESCRIBED_IN).is_file():
+            scorer = _offline(f"{folder}/{WEIGHTS}", device)
+            scorer.about = {**scorer.about, "weights": name}
+            return scorer
+        return _open_clip(name, folder, pretrained, device)
 
 
 def _offline(pretrained: str | None, device: str) -> Scorer:
-    from stages.lib import offline_scorer
-
     try:
         scorer: Scorer = offline_scorer.load(device, pretrained)
     except ModuleNotFoundError as err:
@@ -101,22 +105,21 @@ def _offline(pretrained: str | None, device: str) -> Scorer:
     return scorer
 
 
-def _open_clip(name: str, pretrained: str | None, device: str) -> OpenClip:
+def _open_clip(name: str, folder: str | None, pretrained: str | None, device: str) -> OpenClip:
     import open_clip
 
     from stages.train import models
 
     models.register()
-    with _local(name) as folder:
-        full = f"local-dir:{folder}" if folder else name
-        brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
-        if not brings:
-            _check_weights(name, pretrained)
-        # weights_only: a checkpoint is a stranger's data and must not run code.
-        model, _, transform = open_clip.create_model_and_transforms(
-            full, pretrained=None if brings else pretrained, device=device, weights_only=True, output_dict=True
-        )
-        tokenizer = open_clip.get_tokenizer(full)
+    full = f"local-dir:{folder}" if folder else name
+    brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
+    if not brings:
+        _check_weights(name, pretrained)
+    # weights_only: a checkpoint is a stranger's data and must not run code.
+    model, _, transform = open_clip.create_model_and_transforms(
+        full, pretrained=None if brings else pretrained, device=device, weights_only=True, output_dict=True
+    )
+    tokenizer = open_clip.get_tokenizer(full)
     about = {"model": name, "pretrained": None if brings else pretrained, "parameters": sum(p.numel() for p in model.parameters())}
     return OpenClip(model.eval(), transform, tokenizer, about, device)
 
@@ -130,7 +133,7 @@ def found_folder(name: str) -> str | None:
         return None
     fs, root = fsspec.core.url_to_fs(name)
     for below in BELOW:
-        if fs.exists(f"{root.rstrip('/')}/{below}{CONFIG}"):
+        if any(fs.exists(f"{root.rstrip('/')}/{below}{file}") for file in (CONFIG, offline_scorer.DESCRIBED_IN)):
             return f"{name.rstrip('/')}/{below}".rstrip("/")
     raise UserError(f"{name}: has no {CONFIG}, as open_clip's hub models have, nor {' nor '.join(BELOW[1:])} of shardmill train")
 

@@ -24,7 +24,7 @@ import xxhash
 from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
 from stages.lib import torchvision_shim
-from stages.lib.offline_scorer import name_classes, network, read_weights
+from stages.lib.offline_scorer import DESCRIBED_IN, NAME, VERSION, name_classes, network, read_weights
 from stages.lib.offline_towers import MAX_TOKENS, SIZE, missing
 from stages.train.augment import CAPTION, draws
 from stages.train.config import Train
@@ -68,6 +68,8 @@ def build(config: Train) -> Model:
         context_length=MAX_TOKENS,
         loss="siglip" if config.loss.kind == "siglip" else "clip",
         resize="squash",
+        description={"model": NAME, "version": VERSION},
+        described_in=DESCRIBED_IN,
     )
 
 

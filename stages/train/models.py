@@ -39,7 +39,8 @@ class Model:
     context_length: int
     loss: str  # clip, siglip or coca
     resize: Any = "shortest"  # open_clip's mode for pictures of another shape
-    description: dict[str, Any] = field(default_factory=dict)  # {model_cfg, preprocess_cfg}: open_clip_config.json of a folder of ours
+    description: dict[str, Any] = field(default_factory=dict)  # what a folder of ours holds beside the weights
+    described_in: str = "open_clip_config.json"  # the description's file, by which evaluation knows whose weights these are
 
     @property
     def pad_id(self) -> int:
