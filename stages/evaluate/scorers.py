@@ -96,11 +96,13 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu") -> Score
 
 
 def _offline(pretrained: str | None, device: str) -> Scorer:
+    from safetensors import SafetensorError
+
     try:
         scorer: Scorer = offline_scorer.load(device, pretrained)
     except ModuleNotFoundError as err:
         raise UserError(f"eval: {err}") from err
-    except (OSError, RuntimeError) as err:
+    except (OSError, RuntimeError, SafetensorError) as err:
         raise UserError(f"eval: {pretrained or OFFLINE}: no weights of the offline scorer: {err}") from err
     return scorer
 

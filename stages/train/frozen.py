@@ -50,10 +50,16 @@ def build(config: Train) -> Model:
     """
     if lacking := missing():
         raise UserError(f"train.model: offline-scorer needs {', '.join(lacking)}; see docs/models/offline_scorer.md")
+    from safetensors import SafetensorError
+
     device = "cuda" if config.gpus else "cpu"
     net = network(device, bias=config.loss.kind == "siglip", drop=config.model.drop)
     if config.model.pretrained:
-        read_weights(net, config.model.pretrained)
+        try:
+            read_weights(net, config.model.pretrained)
+        except (OSError, RuntimeError, SafetensorError) as err:
+            said = " ".join(str(err).split())[:300]
+            raise UserError(f"train.model.pretrained: {config.model.pretrained} holds no weights of the offline scorer: {said}") from err
     else:
         torchvision_shim.ensure()
         from open_clip import IMAGENET_CLASSNAMES

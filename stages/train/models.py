@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +20,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from stages.lib import torchvision_shim
+from stages.train.config import OFFLINE_SCORER, Train
 from stages.train.config import Model as Wanted
-from stages.train.config import Train
 
 CONFIGS = Path(__file__).parent / "configs"
-OFFLINE_SCORER = "offline-scorer"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -61,6 +61,7 @@ def build(config: Train) -> Model:
 
         return _locked(frozen.build(config), config)
     import open_clip
+    from safetensors import SafetensorError
 
     register()
     wanted = config.model
@@ -81,9 +82,10 @@ def build(config: Train) -> Model:
                 **{key: described[key] for key in _overridden(wanted) if key in described},
                 **options,
             )
-        except (RuntimeError, OSError, KeyError) as err:
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
+            said = " ".join(str(err).split())[:300]
             raise UserError(
-                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {err}"
+                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {said}"
             ) from err
     if hasattr(net, "text_decoder") and wanted.pretrained is None and not name.startswith(("hf-hub:", "local-dir:")):
         projection = net.text_decoder.text_projection  # open_clip 3.3 leaves it as the memory was; its own rule elsewhere is this one
