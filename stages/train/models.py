@@ -231,7 +231,7 @@ def _kind(net: Any, config: Train) -> str:
 
 
 def _locked(model: Model, config: Train) -> Model:
-    """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do)."""
+    """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do), and what the loss leaves out."""
     wanted, net = config.model, model.net
     if wanted.lock_image:
         lock = getattr(net, "lock_image_tower", None) or net.visual.lock
@@ -239,6 +239,8 @@ def _locked(model: Model, config: Train) -> Model:
     if wanted.lock_text:
         lock = getattr(net, "lock_text_tower", None) or net.text.lock
         lock(wanted.lock_text_unlocked_layers)
+    if model.loss != "siglip" and getattr(net, "logit_bias", None) is not None:
+        net.logit_bias.requires_grad_(False)  # no other loss uses it; DDP waits for the gradient of all that has one
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError("train.model: nothing is left to train; unlock a tower")
     if config.strategy == "fsdp":

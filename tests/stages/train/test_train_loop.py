@@ -110,6 +110,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     [
         ("ddp", "micro", {"accumulate": 2}),
         ("fsdp", "micro", {"optimizer": {"lr": 1e-3, "clip_norm": 1.0}}),
+        ("ddp", "micro_sig", {"loss": {"kind": "clip"}}),
         pytest.param("ddp", "micro_sig", {}, marks=pytest.mark.slow),
         pytest.param("fsdp", "micro_sig", {}, marks=pytest.mark.slow),
         pytest.param("ddp", "micro_coca", {"loss": {"learnable": True}}, marks=pytest.mark.slow),
