@@ -118,6 +118,14 @@ def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, 
     return raw
 
 
+def options_of(pairs: list[str], option: str) -> dict[str, Any]:
+    """What an option of the command line makes of its `key.sub=value` pairs (values are YAML). Raises UserError that names it."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        _override(out, pair, option)
+    return out
+
+
 class _Loader(yaml.SafeLoader):
     """As `safe_load`, but a key that stands twice is refused instead of the first being lost, and, as in YAML 1.2, `on`, `off`, `yes`
     and `no` are words: `dedup: {on: caption}` and `languages: [no]` mean what they say."""
@@ -146,12 +154,12 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(err).split())}") from err
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], override: str, option: str = "--set") -> None:
     """Sets `key.sub=value` in the raw config; `a.0.b` reaches into lists."""
     dotted, eq, text = override.partition("=")
     if not eq or not dotted:
-        raise UserError(f"--set {override}: expected key.sub=value")
-    value = _parse(text, f"--set {override}")
+        raise UserError(f"{option} {override}: expected key.sub=value")
+    value = _parse(text, f"{option} {override}")
     node: Any = raw
     rest = dotted
     while True:
@@ -164,7 +172,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[at]
         if not isinstance(node, dict | list):
-            raise UserError(f"--set {override}: {part} is a value, not a section")
+            raise UserError(f"{option} {override}: {part} is a value, not a section")
 
 
 def _first_part(node: Any, dotted: str) -> tuple[str, str]:

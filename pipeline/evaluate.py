@@ -63,10 +63,10 @@ def run(
     if not options.data and options.judgements is None:
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
     began = time.monotonic()
-    scorer = scorers.load(model, pretrained, device or _device())
+    scorer = scorers.load(model, pretrained, device or _device(), options.storage_options)
     found = evaluate(scorer, options)
     found["seconds"] = round(time.monotonic() - began, 1)
-    where = out or _beside(model)
+    where = out or _beside(model, options.storage_options)
     folder, _, name = where.rpartition("/")
     Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
     return {**found, "written": where}
@@ -85,7 +85,8 @@ def of_config(config: Path, overrides: list[str], options: Options) -> tuple[str
     options = replace(options, storage_options={**wanted.storage_options, **options.storage_options})
     if not options.data and options.judgements is None:
         if wanted.eval.data:
-            options = replace(options, data=listed(wanted.eval.data))
+            given = train.measured(wanted)
+            options = replace(options, data=given.data, data_options=(given.storage_options,) * len(given.data))
         else:
             pairs_ = [(name, dict(source.storage_options)) for source in wanted.data for name in listed(source.shards)]
             options = replace(options, data=tuple(a for a, _ in pairs_), data_options=tuple(b for _, b in pairs_), trained_on=True)
@@ -97,9 +98,9 @@ def listed(names: str | list[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _beside(model: str) -> str:
+def _beside(model: str, storage_options: dict[str, Any]) -> str:
     """eval.json in the model's folder, or in that of the training which left it; in the current folder for a model by name."""
-    folder = scorers.found_folder(model)
+    folder = scorers.found_folder(model, storage_options)
     if folder is None:
         return "eval.json"
     return f"{folder if folder == model.rstrip('/') else folder.rpartition('/')[0]}/eval.json"
@@ -179,9 +180,11 @@ def _captioner(scorer: scorers.Scorer, options: Options, left_out: dict[str, str
 
 
 def _zeroshot(scorer: scorers.Scorer, embedded: Embedded, options: Options) -> dict[str, Any]:
-    listed = [line.strip() for line in _text(options.classes).splitlines() if line.strip()] if options.classes else None
+    listed = (
+        [line.strip() for line in _text(options.classes, options.storage_options).splitlines() if line.strip()] if options.classes else None
+    )
     names, places = data.classes_of(embedded.labels, listed)
-    lines = _text(options.templates) if "/" in options.templates or Path(options.templates).is_file() else None
+    lines = _text(options.templates, options.storage_options) if "/" in options.templates or Path(options.templates).is_file() else None
     prompts = zeroshot.templates(options.templates, lines)
     weights = zeroshot.classifier(scorer, names, prompts)
     labelled = np.flatnonzero(np.array(places) >= 0)
@@ -200,7 +203,7 @@ def _captioning(embedded: Embedded) -> dict[str, Any]:
 
 
 def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Options) -> dict[str, Any]:
-    judged = judgements.read(_text(table), table)
+    judged = judgements.read(_text(table, options.storage_options), table)
     files = data.files_in(folder, options.storage_options)
     embedded = embed(scorer, _watched(judgements.items(judged, files, options.storage_options, options.prefix)), options.batch)
     usable, scores = judgements.scored(judged, files, embedded)
@@ -210,9 +213,9 @@ def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Opt
     return {**facts, **judgements.figures(usable, scores)}
 
 
-def _text(path: str | None) -> str:
+def _text(path: str, storage_options: dict[str, Any]) -> str:
     try:
-        with fsspec.open(path, "rb") as handle:
+        with scorers.answered(path), fsspec.open(path, "rb", **storage_options) as handle:
             return bytes(handle.read()).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as err:
         raise UserError(f"{path}: no such file") from err

@@ -74,7 +74,7 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
     if wanted.eval.data:
         from pipeline import evaluate as evaluation
 
-        evaluation.items(_measured(wanted))  # what is not there is told before an epoch is spent
+        evaluation.items(measured(wanted))  # what is not there is told before an epoch is spent
         evaluate = functools.partial(_evaluate, wanted)
 
     def ready() -> None:
@@ -172,17 +172,20 @@ def _evaluate(wanted: Train, folder: str, epochs: int) -> None:
     from stages.evaluate import scorers
     from stages.train import loop
 
-    found = evaluate.evaluate(scorers.load(folder, None, "cuda" if wanted.gpus else "cpu"), _measured(wanted))
     store = Store(wanted.out or "", dict(wanted.storage_options))
+    scorer = scorers.load(folder, None, "cuda" if wanted.gpus else "cpu", store.options)
+    found = evaluate.evaluate(scorer, measured(wanted))
     for path in ("eval.json", loop.EVALS.format(epochs)):
         store.write_json(path, {"epochs": epochs, **found})
 
 
-def _measured(wanted: Train) -> Options:
+def measured(wanted: Train) -> Options:
     """What `train.eval` evaluates on."""
     from pipeline import evaluate
 
-    return evaluate.Options(data=evaluate.listed(wanted.eval.data or []), data_key="train.eval.data")
+    given = wanted.eval.storage_options
+    options = dict(wanted.storage_options if given is None else given)
+    return evaluate.Options(data=evaluate.listed(wanted.eval.data or []), data_key="train.eval.data", storage_options=options)
 
 
 def _terminal() -> Quiet:

@@ -16,6 +16,7 @@ import fsspec
 
 from pipeline.errors import UserError
 from stages.evaluate.embedding import Item
+from stages.evaluate.scorers import answered
 
 IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "alt", "title", "text")
@@ -107,7 +108,7 @@ def of_table(path: str, folder: str, fields: Fields = Fields(), storage_options:
 
 def _rows(path: str, options: dict[str, Any]) -> list[dict[str, str]]:
     try:
-        with fsspec.open(path, "rb", **options) as handle:
+        with answered(path), fsspec.open(path, "rb", **options) as handle:
             text = handle.read().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as err:
         raise UserError(f"{path}: no such file; give a CSV with --images, or shards without") from err
@@ -125,11 +126,12 @@ def _column(path: str, names: list[str], given: str | None, usual: Iterable[str]
 
 def files_in(folder: str, options: dict[str, Any]) -> dict[str, str]:
     """Names relative to the folder -> addresses, of all its files."""
-    fs, root = fsspec.core.url_to_fs(folder, **options)
-    root = root.rstrip("/")
-    if not fs.isdir(root):
-        raise UserError(f"{folder}: no such folder of images")
-    return {path[len(root) + 1 :]: fs.unstrip_protocol(path) for path in fs.find(root)}
+    with answered(folder):
+        fs, root = fsspec.core.url_to_fs(folder, **options)
+        root = root.rstrip("/")
+        if not fs.isdir(root):
+            raise UserError(f"{folder}: no such folder of images")
+        return {path[len(root) + 1 :]: fs.unstrip_protocol(path) for path in fs.find(root)}
 
 
 def classes_of(labels: Sequence[str | None], listed: Sequence[str] | None) -> tuple[list[str], list[int]]:

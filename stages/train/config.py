@@ -127,6 +127,8 @@ class Eval(Strict):
     """Epochs between two evaluations; after the last epoch there is always one."""
     data: str | list[str] | None = None
     """The shards to evaluate on; null: none is made."""
+    storage_options: dict[str, Any] | None = None
+    """Passed to fsspec for `data`; null: those of `train.out`. Secrets belong into the environment."""
 
 
 class Train(Strict):
@@ -220,7 +222,9 @@ class Train(Strict):
 
 def shown(config: Train) -> dict[str, Any]:
     """A config as it is kept beside the weights: without the options of storages, which may hold secrets."""
-    return config.model_dump(mode="json", exclude={"storage_options": True, "data": {"__all__": {"storage_options"}}})
+    return config.model_dump(
+        mode="json", exclude={"storage_options": True, "data": {"__all__": {"storage_options"}}, "eval": {"storage_options"}}
+    )
 
 
 def resumable(before: dict[str, Any], now: Train) -> list[str]:

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import pipeline.evaluate
 from pipeline import cli
-from pipeline.errors import UserError
+from pipeline.errors import ShardmillError, UserError
 from pipeline.evaluate import Options
 from stages.evaluate import scorers
 from tests.stages.evaluate import models
 from tests.stages.evaluate.test_evaluate_data import Colours, jpeg, tar
+from tests.support.s3 import s3_server
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -132,6 +133,53 @@ def test_a_model_at_a_url(folder: Path) -> None:
     found = pipeline.evaluate.run(f"file://{models.made(folder / 'model', models.CLIP)}", options(folder))
     assert found["data"]["images"] == 3
     assert (folder / "model" / "eval.json").exists()
+
+
+@models.needs_clip
+def test_model_data_and_figures_in_a_bucket(folder: Path) -> None:
+    for needed in ("moto", "s3fs"):
+        pytest.importorskip(needed)
+    import s3fs
+
+    models.made(folder / "model", models.CLIP)
+    with s3_server("data") as given:
+        bucket = s3fs.S3FileSystem(**given)
+        bucket.put(str(folder / "model"), "data/model", recursive=True)
+        for name in ("00000.tar", "judged.csv", "classes.txt"):
+            bucket.put(str(folder / name), f"data/{name}")
+        bucket.put(str(folder / "images"), "data/images", recursive=True)
+        line = ["eval", "s3://data/model", "--data", "s3://data/00000.tar", "--classes", "s3://data/classes.txt", "--templates", "plain"]
+        line += ["--judgements", "s3://data/judged.csv", "s3://data/images"]
+        for key, value in (("key", given["key"]), ("secret", given["secret"]), ("client_kwargs", json.dumps(given["client_kwargs"]))):
+            line += ["--storage-option", f"{key}={value}"]
+        done = CliRunner().invoke(cli.app, line)
+        assert done.exit_code == 0, done.output
+        written = json.loads(bucket.cat("data/model/eval.json"))
+    here = pipeline.evaluate.evaluate(
+        scorers.load(str(folder / "model")), options(folder, judgements=(str(folder / "judged.csv"), str(folder / "images")))
+    )
+    assert written["retrieval"] == here["retrieval"]
+    assert written["judgements"]["tau_c"] == here["judgements"]["tau_c"]
+
+
+@models.needs_clip
+@pytest.mark.parametrize("url", ["nope://data/model", "s3://data/model"])
+def test_a_storage_that_refuses_is_told_in_a_line(folder: Path, url: str) -> None:
+    given = {"client_kwargs": {"endpoint_url": "nonsense"}} if url.startswith("s3") else {}
+    with pytest.raises(UserError, match=rf"^eval: {url}: cannot be read: ValueError: .*check the URL, its endpoint and keys"):
+        scorers.load(url, storage_options=given)
+    with pytest.raises(ShardmillError, match=rf"{url}.*ValueError"):
+        pipeline.evaluate.evaluate(Colours(), Options(data=(url,), storage_options=given))
+    with pytest.raises(UserError, match=rf"{url}: cannot be read: ValueError"):
+        pipeline.evaluate.evaluate(Colours(), Options(judgements=(url, str(folder)), storage_options=given))
+
+
+@models.needs_clip
+@pytest.mark.parametrize("body", [b"", b"no weights at all", bytes(99)])
+def test_weights_that_are_none_are_told_in_a_line(folder: Path, body: bytes) -> None:
+    (folder / "w.pt").write_bytes(body)
+    with pytest.raises(UserError, match=r"open_clip cannot load ViT-B-32 .*w\.pt"):
+        scorers.load("ViT-B-32", str(folder / "w.pt"))
 
 
 @models.needs_clip

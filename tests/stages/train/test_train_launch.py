@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pipeline.storage import Store
 from stages.lib import torchvision_shim
 from tests.support import training
 from tests.support.corpus import command, shardmill
+from tests.support.s3 import s3_server
 from tests.support.training import apart, config, curve, write_config, write_shards
 
 torch = pytest.importorskip("torch")
@@ -101,6 +103,27 @@ def test_evaluation_data_that_is_not_there_is_told_before_the_first_step(tmp_pat
         pipeline.train.run_config(wanted)
     assert not (Path(wanted.out or "") / "metrics.jsonl").exists()
     assert not checkpoint.names(Store(wanted.out or ""))
+
+
+def test_all_of_a_training_and_its_evaluation_in_a_bucket(tmp_path: Path, shards: Path) -> None:
+    for needed in ("moto", "s3fs"):
+        pytest.importorskip(needed)
+    import s3fs
+
+    with s3_server("data") as given:
+        bucket = s3fs.S3FileSystem(**given)
+        bucket.put(f"{shards}/", "data/shards/", recursive=True)
+        raw = {"batch": 16, "epochs": 1, "data": [{"shards": str(shards)}], "eval": {"data": "s3://data/shards"}}
+        wanted = config(tmp_path, **raw).model_copy(update={"out": "s3://data/out", "storage_options": given})
+        pipeline.train.run_config(wanted)
+        found = json.loads(bucket.cat("data/out/eval.json"))
+        assert found["data"]["images"] == 64
+        state = checkpoint.latest(Store("s3://data/out", given))
+        assert state is not None
+        assert "endpoint_url" not in state["config"]
+        nowhere = wanted.eval.model_copy(update={"storage_options": {**given, "client_kwargs": {"endpoint_url": "nonsense"}}})
+        with pytest.raises(TransientError, match=r"^s3://data/shards: the storage refuses .*Invalid endpoint"):
+            pipeline.train.run_config(wanted.model_copy(update={"eval": nowhere, "out": "s3://data/other"}))
 
 
 def test_the_command_trains_on_shards_and_a_stop_loses_nothing(tmp_path: Path, shards: Path) -> None:
