@@ -47,8 +47,7 @@ pretrain: ## shards, training and evaluation of CONFIG in one command
 	$(venv) train $(needs) $(EXTRAS)
 	@$(bin)/shardmill run $(config) $(set)
 	@$(bin)/shardmill train $(config) $(set)
-	@$(bin)/shardmill eval $(RUN) --data $(RUN)
-	@echo "evaluated on the pairs that it was trained on: this shows that all parts work, not what the model is worth"
+	@$(bin)/shardmill eval $(config) $(set)
 
 report: ## the report of a finished run (RUN=runs/NAME)
 	$(venv) $(EXTRAS)

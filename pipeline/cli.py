@@ -148,7 +148,10 @@ def train(config: Config, overrides: Set = None) -> None:
 
 @app.command("eval")
 def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
-    model: Annotated[str, typer.Argument(help="open_clip's name, a folder of a model or a checkpoint, or offline-scorer.")],
+    model: Annotated[
+        str, typer.Argument(help="open_clip's name, a model's or a run's folder, the config it was trained by, or offline-scorer.")
+    ],
+    overrides: Set = None,
     data: Annotated[list[str] | None, typer.Option(help="A run, shards, or a CSV with --images; repeatable.")] = None,
     images: Annotated[str | None, typer.Option(help="The folder of the images that the CSV names.")] = None,
     judgements: Annotated[
@@ -164,17 +167,23 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffled pairs.")] = 0,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option("--storage-option", metavar="KEY.SUB=VALUE", help="fsspec's, for whatever lies at a URL; repeatable."),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Where the figures go; by default eval.json, beside the model if it lies in a folder.")
     ] = None,
 ) -> None:
     """Measures a model: retrieval, zero-shot classes, true against shuffled pairs, CoCa's captions, agreement with people."""
+    import pipeline.config
     import pipeline.evaluate
 
+    storage_options = pipeline.config.options_of(storage or [], "--storage-option")
     options = pipeline.evaluate.Options(
-        tuple(data or ()), images, judgements, prefix, caption, label, classes, templates, captioning, batch, seed
+        tuple(data or ()), images, judgements, prefix, caption, label, classes, templates, captioning, batch, seed, storage_options
     )
-    pipeline.evaluate.show(pipeline.evaluate.run(model, options, pretrained, device, out))
+    pipeline.evaluate.show(pipeline.evaluate.run(model, options, pretrained, device, out, overrides))
 
 
 @app.command()

@@ -99,7 +99,10 @@ class RunConfig(Strict):
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a YAML config and applies `key.sub=value` overrides (values are YAML). Raises UserError with file and key."""
-    return validate(RunConfig, read_raw(path, overrides), str(Path(path)))
+    raw = read_raw(path, overrides)
+    if "train" in raw and not {"input", "run", "stages"} & set(raw):
+        raise UserError(f"{path}: trains on shards that are there and makes none; use it as: shardmill train {path}")
+    return validate(RunConfig, raw, str(Path(path)))
 
 
 def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -113,6 +116,14 @@ def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, 
     for override in overrides or []:
         _override(raw, override)
     return raw
+
+
+def options_of(pairs: list[str], option: str) -> dict[str, Any]:
+    """What an option of the command line makes of its `key.sub=value` pairs (values are YAML). Raises UserError that names it."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        _override(out, pair, option)
+    return out
 
 
 class _Loader(yaml.SafeLoader):
@@ -143,12 +154,12 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(err).split())}") from err
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], override: str, option: str = "--set") -> None:
     """Sets `key.sub=value` in the raw config; `a.0.b` reaches into lists."""
     dotted, eq, text = override.partition("=")
     if not eq or not dotted:
-        raise UserError(f"--set {override}: expected key.sub=value")
-    value = _parse(text, f"--set {override}")
+        raise UserError(f"{option} {override}: expected key.sub=value")
+    value = _parse(text, f"{option} {override}")
     node: Any = raw
     rest = dotted
     while True:
@@ -161,7 +172,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[at]
         if not isinstance(node, dict | list):
-            raise UserError(f"--set {override}: {part} is a value, not a section")
+            raise UserError(f"{option} {override}: {part} is a value, not a section")
 
 
 def _first_part(node: Any, dotted: str) -> tuple[str, str]:

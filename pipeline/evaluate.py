@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 
+from pipeline import train
 from pipeline.errors import UserError
 from pipeline.storage import Store
 from stages.evaluate import captioning, data, judgements, pairs, retrieval, scorers, zeroshot
 from stages.evaluate.embedding import Embedded, Item, embed
+from stages.train import checkpoint
 
 NAMED = 20  # keys of unusable images that eval.json names; all are counted
 
@@ -35,25 +37,70 @@ class Options:
     batch: int = 64
     seed: int = 0
     storage_options: dict[str, Any] = field(default_factory=dict)
+    data_options: tuple[dict[str, Any], ...] = ()  # for each of `data`; none: storage_options for all
+    data_key: str = "eval: --data"  # the option that names `data`, for messages
+    trained_on: bool = False  # `data` is what the model was trained on
 
 
-def run(model: str, options: Options, pretrained: str | None = None, device: str | None = None, out: str | None = None) -> dict[str, Any]:
-    """Evaluates, writes `out` (a file or URL; by default eval.json beside the model) and returns its content."""
+def run(
+    model: str,
+    options: Options,
+    pretrained: str | None = None,
+    device: str | None = None,
+    out: str | None = None,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluates, writes `out` (a file or URL; by default eval.json beside the model) and returns its content.
+
+    `model` may be a config (a file or preset), with `overrides` as `shardmill train` takes them: what was trained by it is evaluated.
+    """
+    config = None if Path(model).is_dir() else train.find(model)
+    if config is not None and config.is_file():
+        model, options, beside = of_config(config, overrides or [], options)
+        out = out or beside
+    elif overrides:
+        raise UserError(f"eval: --set goes with a config; {model} is none")
     if not options.data and options.judgements is None:
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
     began = time.monotonic()
-    scorer = scorers.load(model, pretrained, device or _device())
+    scorer = scorers.load(model, pretrained, device or _device(), options.storage_options)
     found = evaluate(scorer, options)
     found["seconds"] = round(time.monotonic() - began, 1)
-    where = out or _beside(model)
+    where = out or _beside(model, options.storage_options)
     folder, _, name = where.rpartition("/")
     Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
     return {**found, "written": where}
 
 
-def _beside(model: str) -> str:
+def of_config(config: Path, overrides: list[str], options: Options) -> tuple[str, Options, str]:
+    """What was trained by a config: the model's folder, on what it is evaluated, and where the figures go.
+
+    Unless `options` name data, it is `train.eval.data`, or without that the shards it was trained on. Raises UserError where nothing was
+    trained yet.
+    """
+    wanted = train.resolve(config, overrides)[0]
+    store, folder = Store(wanted.out or "", dict(wanted.storage_options)), "model_ema" if wanted.ema else "model"
+    if not store.exists(f"{folder}/{checkpoint.WEIGHTS}"):
+        raise UserError(f"{config}: {store.url} has no {folder} yet; train it first: shardmill train {config}")
+    options = replace(options, storage_options={**wanted.storage_options, **options.storage_options})
+    if not options.data and options.judgements is None:
+        if wanted.eval.data:
+            given = train.measured(wanted)
+            options = replace(options, data=given.data, data_options=(given.storage_options,) * len(given.data))
+        else:
+            pairs_ = [(name, dict(source.storage_options)) for source in wanted.data for name in listed(source.shards)]
+            options = replace(options, data=tuple(a for a, _ in pairs_), data_options=tuple(b for _, b in pairs_), trained_on=True)
+    root = store.url.rstrip("/")
+    return f"{root}/{folder}", options, f"{root}/eval.json"
+
+
+def listed(names: str | list[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _beside(model: str, storage_options: dict[str, Any]) -> str:
     """eval.json in the model's folder, or in that of the training which left it; in the current folder for a model by name."""
-    folder = scorers.found_folder(model)
+    folder = scorers.found_folder(model, storage_options)
     if folder is None:
         return "eval.json"
     return f"{folder if folder == model.rstrip('/') else folder.rpartition('/')[0]}/eval.json"
@@ -80,9 +127,9 @@ def evaluate(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
 
 
 def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
-    items, facts = _items(options)
+    given, facts = items(options)
     left_out: dict[str, str] = {}
-    embedded = embed(scorer, _watched(items), options.batch, _captioner(scorer, options, left_out))
+    embedded = embed(scorer, _watched(given), options.batch, _captioner(scorer, options, left_out))
     facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
     facts["unusable_keys"] = embedded.unusable[:NAMED]
     if not len(embedded.image):
@@ -93,24 +140,29 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
         found["pairs"] = pairs.figures(embedded.image, embedded.text, embedded.owner, options.seed)
     else:
         left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions"
-    if any(label is not None for label in embedded.labels):
-        found["zeroshot"] = _zeroshot(scorer, embedded, options)
-    else:
+    labels = [label for label in embedded.labels if label is not None]
+    if not labels:
         left_out["zeroshot"] = "the data has no labels (.cls, or --label)"
+    elif options.classes is None and all(label.isdecimal() for label in labels):
+        left_out["zeroshot"] = "the data's labels are numbers; give the class names by --classes, one a line in that order"
+    else:
+        found["zeroshot"] = _zeroshot(scorer, embedded, options)
     if embedded.written and len(embedded.text):
         found["captioning"] = _captioning(embedded)
     return {**found, "left_out": left_out}
 
 
-def _items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
-    """The data, and what is known of it beforehand."""
+def items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
+    """The data, and what is known of it beforehand. Raises UserError where it is not there."""
     fields = data.Fields(options.caption_key, options.label_key)
-    facts: dict[str, Any] = {"sources": list(options.data)}
+    facts: dict[str, Any] = {"sources": list(options.data)} | ({"trained_on": True} if options.trained_on else {})
     tables = [source for source in options.data if source.endswith((".csv", ".tsv"))]
     if not tables and options.images is None:
-        return data.of_shards(options.data, fields, options.storage_options), facts
+        return data.of_shards(options.data, fields, options.data_options or options.storage_options, options.data_key), facts
     if options.images is None or len(options.data) > 1:
-        raise UserError(f"eval: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER")
+        raise UserError(
+            f"{options.data_key}: {tables[0] if tables else options.data[0]}: one table goes with one folder: --data CSV --images FOLDER"
+        )
     table = data.of_table(options.data[0], options.images, fields, options.storage_options)
     return table, {**facts, "images_in": options.images, "rows_without_image": table.absent}
 
@@ -128,9 +180,11 @@ def _captioner(scorer: scorers.Scorer, options: Options, left_out: dict[str, str
 
 
 def _zeroshot(scorer: scorers.Scorer, embedded: Embedded, options: Options) -> dict[str, Any]:
-    listed = [line.strip() for line in _text(options.classes).splitlines() if line.strip()] if options.classes else None
+    listed = (
+        [line.strip() for line in _text(options.classes, options.storage_options).splitlines() if line.strip()] if options.classes else None
+    )
     names, places = data.classes_of(embedded.labels, listed)
-    lines = _text(options.templates) if "/" in options.templates or Path(options.templates).is_file() else None
+    lines = _text(options.templates, options.storage_options) if "/" in options.templates or Path(options.templates).is_file() else None
     prompts = zeroshot.templates(options.templates, lines)
     weights = zeroshot.classifier(scorer, names, prompts)
     labelled = np.flatnonzero(np.array(places) >= 0)
@@ -149,7 +203,7 @@ def _captioning(embedded: Embedded) -> dict[str, Any]:
 
 
 def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Options) -> dict[str, Any]:
-    judged = judgements.read(_text(table), table)
+    judged = judgements.read(_text(table, options.storage_options), table)
     files = data.files_in(folder, options.storage_options)
     embedded = embed(scorer, _watched(judgements.items(judged, files, options.storage_options, options.prefix)), options.batch)
     usable, scores = judgements.scored(judged, files, embedded)
@@ -159,9 +213,9 @@ def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Opt
     return {**facts, **judgements.figures(usable, scores)}
 
 
-def _text(path: str | None) -> str:
+def _text(path: str, storage_options: dict[str, Any]) -> str:
     try:
-        with fsspec.open(path, "rb") as handle:
+        with scorers.answered(path), fsspec.open(path, "rb", **storage_options) as handle:
             return bytes(handle.read()).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as err:
         raise UserError(f"{path}: no such file") from err
@@ -199,6 +253,8 @@ def show(found: dict[str, Any]) -> None:
     console.print(grid)
     if stand_in := found["model"].get("demonstration"):
         console.print(Text(f"{found['model']['model']}: {stand_in}"), soft_wrap=True)
+    if found.get("data", {}).get("trained_on"):
+        console.print("measured on what it was trained on: this shows that all parts work, not what the model is worth")
     for what, why in found.get("left_out", {}).items():
         console.print(Text(f"not measured: {what}: {why}"), soft_wrap=True)
     if keys := found.get("data", {}).get("unusable_keys"):

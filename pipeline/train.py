@@ -8,7 +8,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Ray, RunConfig, read_raw, validate
 from pipeline.errors import UserError
@@ -16,6 +16,9 @@ from pipeline.stage import Strict
 from pipeline.storage import Store
 from stages.train.config import Source, Train
 from stages.train.metrics import Lines, Quiet, for_terminal
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Options
 
 log = logging.getLogger("shardmill")
 WANTED = ("torch", "open_clip", "safetensors", "tensorboardX")
@@ -67,7 +70,12 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
     wanted = whole_paths(wanted)
     store = Store(wanted.out or "", dict(wanted.storage_options))
     _check_writable(store)
-    evaluate = functools.partial(_evaluate, wanted) if wanted.eval.data else None
+    evaluate = None
+    if wanted.eval.data:
+        from pipeline import evaluate as evaluation
+
+        evaluation.items(measured(wanted))  # what is not there is told before an epoch is spent
+        evaluate = functools.partial(_evaluate, wanted)
 
     def ready() -> None:
         if ray.address != "local":
@@ -136,7 +144,9 @@ def whole_paths(wanted: Train) -> Train:
     model = wanted.model
     named = {name: getattr(model, name) for name in ("name", "pretrained")}
     changed = {name: whole(value) for name, value in named.items() if value and "://" not in value and Path(value).exists()}
-    update = {"data": data, "out": whole(wanted.out or ""), "model": model.model_copy(update=changed)}
+    measured = [whole(wanted.eval.data)] if isinstance(wanted.eval.data, str) else [whole(path) for path in wanted.eval.data or []]
+    evaluation = wanted.eval.model_copy(update={"data": measured or None})
+    update = {"data": data, "out": whole(wanted.out or ""), "model": model.model_copy(update=changed), "eval": evaluation}
     return wanted.model_copy(update=update)
 
 
@@ -162,12 +172,20 @@ def _evaluate(wanted: Train, folder: str, epochs: int) -> None:
     from stages.evaluate import scorers
     from stages.train import loop
 
-    given = wanted.eval.data
-    data = (given,) if isinstance(given, str) else tuple(given or ())
-    found = evaluate.evaluate(scorers.load(folder, None, "cuda" if wanted.gpus else "cpu"), evaluate.Options(data=data))
     store = Store(wanted.out or "", dict(wanted.storage_options))
+    scorer = scorers.load(folder, None, "cuda" if wanted.gpus else "cpu", store.options)
+    found = evaluate.evaluate(scorer, measured(wanted))
     for path in ("eval.json", loop.EVALS.format(epochs)):
         store.write_json(path, {"epochs": epochs, **found})
+
+
+def measured(wanted: Train) -> Options:
+    """What `train.eval` evaluates on."""
+    from pipeline import evaluate
+
+    given = wanted.eval.storage_options
+    options = dict(wanted.storage_options if given is None else given)
+    return evaluate.Options(data=evaluate.listed(wanted.eval.data or []), data_key="train.eval.data", storage_options=options)
 
 
 def _terminal() -> Quiet:

@@ -105,4 +105,5 @@ def test_make_takes_a_preset_or_a_path_and_its_extras(tmp_path: Path) -> None:
     assert "venv.sh clip s3 \n" in make("shards", f"CONFIG={mine}")
     assert f"shardmill run {mine}" in make("shards", f"CONFIG={mine}")
     assert "shardmill run configs/laion_subset.yaml --set run.seed=1 --set a.b=c" in make("shards", "SET=run.seed=1 a.b=c")
+    assert "shardmill eval configs/laion_subset.yaml --set run.root=x" in make("pretrain", "SET=run.root=x")
     assert "shardmill report runs/cc12m" in make("report", "CONFIG=cc12m")

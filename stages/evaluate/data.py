@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import fsspec
 
 from pipeline.errors import UserError
 from stages.evaluate.embedding import Item
+from stages.evaluate.scorers import answered
 
 IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "alt", "title", "text")
@@ -33,12 +34,20 @@ class Fields:
     label: str | None = None
 
 
-def of_shards(sources: Sequence[str], fields: Fields = Fields(), storage_options: dict[str, Any] | None = None) -> Iterator[Item]:
-    """Every sample of these runs, shard folders or tars, once, in their order."""
+def of_shards(
+    sources: Sequence[str],
+    fields: Fields = Fields(),
+    storage_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    key: str = "eval: --data",
+) -> Iterator[Item]:
+    """Every sample of these runs, shard folders or tars, once, in their order. `storage_options`: for all, or one for each.
+
+    Raises UserError at once where there are none; `key` is the option that names them.
+    """
     from stages.train import corpus, reading
 
-    for sample in reading.samples(corpus.open_corpora(list(sources), storage_options or {})):
-        yield of_sample(sample, fields)
+    found = corpus.open_corpora(list(sources), storage_options or {}, key=key)
+    return (of_sample(sample, fields) for sample in reading.samples(found))
 
 
 def of_sample(sample: dict[str, Any], fields: Fields) -> Item:
@@ -99,7 +108,7 @@ def of_table(path: str, folder: str, fields: Fields = Fields(), storage_options:
 
 def _rows(path: str, options: dict[str, Any]) -> list[dict[str, str]]:
     try:
-        with fsspec.open(path, "rb", **options) as handle:
+        with answered(path), fsspec.open(path, "rb", **options) as handle:
             text = handle.read().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as err:
         raise UserError(f"{path}: no such file; give a CSV with --images, or shards without") from err
@@ -117,11 +126,12 @@ def _column(path: str, names: list[str], given: str | None, usual: Iterable[str]
 
 def files_in(folder: str, options: dict[str, Any]) -> dict[str, str]:
     """Names relative to the folder -> addresses, of all its files."""
-    fs, root = fsspec.core.url_to_fs(folder, **options)
-    root = root.rstrip("/")
-    if not fs.isdir(root):
-        raise UserError(f"{folder}: no such folder of images")
-    return {path[len(root) + 1 :]: fs.unstrip_protocol(path) for path in fs.find(root)}
+    with answered(folder):
+        fs, root = fsspec.core.url_to_fs(folder, **options)
+        root = root.rstrip("/")
+        if not fs.isdir(root):
+            raise UserError(f"{folder}: no such folder of images")
+        return {path[len(root) + 1 :]: fs.unstrip_protocol(path) for path in fs.find(root)}
 
 
 def classes_of(labels: Sequence[str | None], listed: Sequence[str] | None) -> tuple[list[str], list[int]]:

@@ -45,7 +45,10 @@ def read(text: str, where: str) -> list[Judged]:
             f" or {CROWD}"
         )
     out = []
-    for line, row in enumerate(rows, start=2):
+    for row in rows:
+        line = rows.line_num
+        if None in (row["image"], row["caption"]):
+            raise UserError(f"{where}: line {line}: has {sum(value is not None for value in row.values())} of {len(names)} columns")
         try:
             ratings = tuple(float(row[name]) for name in rated if row[name] not in ("", None))
         except ValueError as err:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ import fsspec
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError
-from stages.lib import torchvision_shim
+from pipeline.errors import ShardmillError, UserError
+from stages.lib import offline_scorer, torchvision_shim
+from stages.train.checkpoint import WEIGHTS
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
 OFFLINE = "offline-scorer"
@@ -79,75 +81,102 @@ class OpenClip:
         return hasattr(self.model, "text_decoder")
 
 
-def load(name: str, pretrained: str | None = None, device: str = "cpu") -> Scorer:
-    """The scorer of this name: see the module. Raises UserError for what is not there."""
+def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_options: dict[str, Any] | None = None) -> Scorer:
+    """The scorer of this name: see the module. `storage_options`: fsspec's, for a folder at a URL.
+
+    Raises UserError for what is not there, or cannot be loaded.
+    """
     if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
         raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
     torchvision_shim.ensure()
     if name == OFFLINE:
         return _offline(pretrained, device)
-    return _open_clip(name, pretrained, device)
+    with _local(name, storage_options or {}) as folder:
+        if folder and (Path(folder) / offline_scorer.DESCRIBED_IN).is_file():
+            scorer = _offline(f"{folder}/{WEIGHTS}", device)
+            scorer.about = {**scorer.about, "weights": name}
+            return scorer
+        return _open_clip(name, folder, pretrained, device)
 
 
 def _offline(pretrained: str | None, device: str) -> Scorer:
-    from stages.lib import offline_scorer
+    from safetensors import SafetensorError
 
     try:
         scorer: Scorer = offline_scorer.load(device, pretrained)
     except ModuleNotFoundError as err:
         raise UserError(f"eval: {err}") from err
-    except (OSError, RuntimeError) as err:
+    except (OSError, RuntimeError, SafetensorError) as err:
         raise UserError(f"eval: {pretrained or OFFLINE}: no weights of the offline scorer: {err}") from err
     return scorer
 
 
-def _open_clip(name: str, pretrained: str | None, device: str) -> OpenClip:
+def _open_clip(name: str, folder: str | None, pretrained: str | None, device: str) -> OpenClip:
     import open_clip
+    from safetensors import SafetensorError
 
     from stages.train import models
 
     models.register()
-    with _local(name) as folder:
-        full = f"local-dir:{folder}" if folder else name
-        brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
-        if not brings:
-            _check_weights(name, pretrained)
+    full = f"local-dir:{folder}" if folder else name
+    brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
+    if not brings:
+        _check_weights(name, pretrained)
+    try:
         # weights_only: a checkpoint is a stranger's data and must not run code.
         model, _, transform = open_clip.create_model_and_transforms(
             full, pretrained=None if brings else pretrained, device=device, weights_only=True, output_dict=True
         )
-        tokenizer = open_clip.get_tokenizer(full)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
+        said = " ".join(str(err).split())[:300]
+        raise UserError(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained}): {said}") from err
+    tokenizer = open_clip.get_tokenizer(full)
     about = {"model": name, "pretrained": None if brings else pretrained, "parameters": sum(p.numel() for p in model.parameters())}
     return OpenClip(model.eval(), transform, tokenizer, about, device)
 
 
-def found_folder(name: str) -> str | None:
+def found_folder(name: str, storage_options: dict[str, Any] | None = None) -> str | None:
     """The model's folder below `name`: itself, or what training left of a training or a run there; None where `name` is no folder.
 
-    Raises UserError for a folder without a model.
+    Raises UserError for a folder without a model, and where its storage refuses it.
     """
     if "://" not in name and not Path(name).is_dir():
         return None
-    fs, root = fsspec.core.url_to_fs(name)
-    for below in BELOW:
-        if fs.exists(f"{root.rstrip('/')}/{below}{CONFIG}"):
-            return f"{name.rstrip('/')}/{below}".rstrip("/")
+    with answered(name):
+        fs, root = fsspec.core.url_to_fs(name, **(storage_options or {}))
+        for below in BELOW:
+            if any(fs.exists(f"{root.rstrip('/')}/{below}{file}") for file in (CONFIG, offline_scorer.DESCRIBED_IN)):
+                return f"{name.rstrip('/')}/{below}".rstrip("/")
     raise UserError(f"{name}: has no {CONFIG}, as open_clip's hub models have, nor {' nor '.join(BELOW[1:])} of shardmill train")
 
 
 @contextmanager
-def _local(name: str) -> Iterator[str | None]:
+def answered(name: str) -> Iterator[None]:
+    """Turns what a file system or its client library raises into a UserError; that nothing is there passes."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, ShardmillError):
+        raise
+    except Exception as err:  # no credentials, no endpoint, no client: each library has errors of its own
+        said = " ".join(str(err).split())[:300]
+        mend = "check the URL, its endpoint and keys (storage options, or the environment)"
+        raise UserError(f"eval: {name}: cannot be read: {type(err).__name__}: {said}; {mend}") from err
+
+
+@contextmanager
+def _local(name: str, storage_options: dict[str, Any]) -> Iterator[str | None]:
     """A local copy of the model's folder for the time of the block (the folder itself, if it is local); None: `name` is no folder."""
-    folder = found_folder(name)
+    folder = found_folder(name, storage_options)
     if folder is None or "://" not in folder:
         yield folder
         return
-    fs, root = fsspec.core.url_to_fs(folder)
     with tempfile.TemporaryDirectory() as copy:
-        for path in fs.find(root):
-            target = Path(copy) / path[len(root) + 1 :]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(path, str(target))
+        with answered(name):
+            fs, root = fsspec.core.url_to_fs(folder, **storage_options)
+            for path in fs.find(root):
+                target = Path(copy) / path[len(root) + 1 :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(path, str(target))
         yield copy
 
 

@@ -21,6 +21,7 @@ from stages.lib.offline_towers import CLASSES, KEPT, POOLED, SIZE, WIDTH, ImageT
 
 NAME = "offline-scorer"
 VERSION = 2  # of the weights beside this file and of what is made of them; part of what cached scores and features go by
+DESCRIBED_IN = "offline_scorer.json"  # in a folder of projections that training left
 DEMONSTRATION = "demonstration scorer, learnt from Flickr8k: for trying things out and for research"
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 DIM = WIDTH + 4  # of embeddings: the common space, which is MiniLM's own, and what carries the nearness to all pictures or captions

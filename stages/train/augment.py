@@ -8,11 +8,12 @@ normalises on its device.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.stage import Strict
 from stages.lib.imagedecode import MARGIN, MAX_SCANS
@@ -44,6 +45,27 @@ class Augment(Strict):
     """Share of pictures whose colours are changed, where `color_jitter` is given."""
     gray_scale_prob: float = Field(0.0, ge=0, le=1)
     """Share of pictures that lose their colours."""
+
+    @field_validator("scale")
+    @classmethod
+    def _scale(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("give the least and the largest share, above 0 and up to 1")
+        return value
+
+    @field_validator("ratio")
+    @classmethod
+    def _ratio(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] < math.inf:
+            raise ValueError("give the least and the largest width:height, above 0")
+        return value
+
+    @field_validator("color_jitter")
+    @classmethod
+    def _color_jitter(cls, value: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        if value is not None and not (all(0 <= most < math.inf for most in value) and value[3] <= 0.5):
+            raise ValueError("brightness, contrast and saturation are shares from 0 on, hue is 0 to 0.5")
+        return value
 
 
 def draws(seed: int, epoch: int, ids: Any) -> np.ndarray:

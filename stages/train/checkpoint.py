@@ -20,6 +20,7 @@ from stages.train.optim import Ema
 FOLDER = "checkpoints"
 FORMAT = 2
 NET = "net."
+WEIGHTS = "open_clip_model.safetensors"  # in an exported model's folder
 log = logging.getLogger("shardmill")
 
 
@@ -114,12 +115,15 @@ def latest(store: Store) -> dict[str, Any] | None:
 
 
 def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model") -> str:
-    """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE."""
+    """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE.
+
+    The offline scorer's lie beside a description of their own: `shardmill eval FOLDER`, or pretrained=FILE.
+    """
     from safetensors.torch import save_file
 
     if model.description:
-        store.write(f"{folder}/open_clip_config.json", (json.dumps(model.description, indent=2) + "\n").encode())
-    with store.atomic(f"{folder}/open_clip_model.safetensors") as target:
+        store.write(f"{folder}/{model.described_in}", (json.dumps(model.description, indent=2) + "\n").encode())
+    with store.atomic(f"{folder}/{WEIGHTS}") as target:
         target.touch()
         mode = target.stat().st_mode
         save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target))

@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from pipeline.stage import Strict
 from stages.train.augment import Augment
 
+OFFLINE_SCORER = "offline-scorer"
+
 
 class Model(Strict):
     """Which model, where its weights come from, and what of it is trained. `model: ViT-B-32` is short for `model: {name: ViT-B-32}`."""
@@ -125,6 +127,8 @@ class Eval(Strict):
     """Epochs between two evaluations; after the last epoch there is always one."""
     data: str | list[str] | None = None
     """The shards to evaluate on; null: none is made."""
+    storage_options: dict[str, Any] | None = None
+    """Passed to fsspec for `data`; null: those of `train.out`. Secrets belong into the environment."""
 
 
 class Train(Strict):
@@ -201,12 +205,26 @@ class Train(Strict):
             raise ValueError("data: give every corpus a weight, or none")
         if self.gpus not in (0, 1):
             raise ValueError("gpus: 0 or 1 a worker")
+        if self.model.name == OFFLINE_SCORER:
+            self._check_offline()
         return self
+
+    def _check_offline(self) -> None:
+        """The offline scorer's towers are frozen and stand outside its state: nothing about them can be chosen."""
+        model = self.model
+        given = {"grad_checkpointing": self.grad_checkpointing, "model.lock_image": model.lock_image, "model.lock_text": model.lock_text}
+        given |= {
+            f"model.{name}": getattr(model, name) is not None for name in ("image_size", "context_length", "patch_dropout", "drop_path")
+        }
+        if wrong := [name for name, is_given in given.items() if is_given]:
+            raise ValueError(f"{wrong[0]}: {OFFLINE_SCORER} has frozen towers of its own and takes no such option; leave it out")
 
 
 def shown(config: Train) -> dict[str, Any]:
     """A config as it is kept beside the weights: without the options of storages, which may hold secrets."""
-    return config.model_dump(mode="json", exclude={"storage_options": True, "data": {"__all__": {"storage_options"}}})
+    return config.model_dump(
+        mode="json", exclude={"storage_options": True, "data": {"__all__": {"storage_options"}}, "eval": {"storage_options"}}
+    )
 
 
 def resumable(before: dict[str, Any], now: Train) -> list[str]:

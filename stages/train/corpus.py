@@ -102,11 +102,13 @@ def open_corpora(
     storage_options: Options | Sequence[Options] | None = None,
     index_root: str | None = None,
     index_options: Options | None = None,
+    key: str = "train.data",
 ) -> Corpora:
     """The corpora that the sources name, one each (a list within the list is one corpus of several names).
 
     `storage_options`: fsspec's, for all sources or one for each. `index_root`: the folder (path or URL) that keeps the indices of
-    shards without one (default: the user's cache). Raises UserError for a source that names nothing, or has no samples.
+    shards without one (default: the user's cache). `key`: the option that names the sources, for messages. Raises UserError for a source
+    that names nothing, or has no samples.
     """
     given = [storage_options or {}] * len(sources) if storage_options is None or isinstance(storage_options, Mapping) else storage_options
     options = tuple(dict(one) for one in given)
@@ -114,16 +116,16 @@ def open_corpora(
     corpora = []
     for source, one in zip(sources, options, strict=True):
         names = [source] if isinstance(source, str) else source
-        shards = _counted([shard for name in names for shard in _found(name, one)], one, indices)
+        shards = _counted([shard for name in names for shard in _found(name, one, key)], one, indices)
         if not sum(shard.samples for shard in shards):
-            raise UserError(f"train.data: {source}: its {len(shards)} shards hold no samples")
+            raise UserError(f"{key}: {source}: its {len(shards)} shards hold no samples")
         corpora.append(tuple(shards))
     if not corpora:
-        raise UserError("train.data: empty; name a run's folder, a folder of shards or tars")
+        raise UserError(f"{key}: empty; name a run's folder, a folder of shards or tars")
     return Corpora(tuple(corpora), options, indices)
 
 
-def _found(source: str, options: Options) -> list[Shard]:
+def _found(source: str, options: Options, key: str) -> list[Shard]:
     """The shards of one name."""
     from braceexpand import braceexpand
 
@@ -137,19 +139,17 @@ def _found(source: str, options: Options) -> list[Shard]:
         elif source.endswith(".tar"):
             shards = _named([source], options)
         else:
-            shards = _folder(Store(source, dict(options)))
+            shards = _folder(Store(source, dict(options)), key)
     except (OSError, ValueError, ImportError) as err:
         said = " ".join(str(err).split())[:300]
-        raise UserError(f"train.data: {source}: {type(err).__name__}: {said}; give a run's folder, a folder of shards or tars") from err
+        raise UserError(f"{key}: {source}: {type(err).__name__}: {said}; give a run's folder, a folder of shards or tars") from err
     except ShardmillError:
         raise
     except Exception as err:  # a client library's own: no credentials, no endpoint
         said = " ".join(str(err).split())[:300]
-        raise TransientError(
-            f"train.data: {source}: the storage refuses it: {type(err).__name__}: {said}; check endpoint and keys"
-        ) from err
+        raise TransientError(f"{key}: {source}: the storage refuses it: {type(err).__name__}: {said}; check endpoint and keys") from err
     if not shards:
-        raise UserError(f"train.data: {source}: no shards there (shards/manifest.json, or tars)")
+        raise UserError(f"{key}: {source}: no shards there (shards/manifest.json, or tars)")
     return shards
 
 
@@ -174,18 +174,18 @@ def _named(urls: list[str], options: Options) -> list[Shard]:
     return shards
 
 
-def _folder(store: Store) -> list[Shard]:
+def _folder(store: Store, key: str) -> list[Shard]:
     """A run's folder, the folder `shards` of one, or a folder with tars in it or (where there are none) below it."""
     for home, at in ((store.sub("shards"), "shards/manifest.json"), (store, "manifest.json")):
         if store.exists(at) and isinstance(told := store.read_json(at), dict) and "shards" in told:
-            return _manifest(home, told)
+            return _manifest(home, told, key)
     found = store.fs.find(store.full(""), detail=True)
     tars = [info for name, info in sorted(found.items()) if name.endswith(".tar") and not name.rpartition("/")[2].startswith((".", "_"))]
     direct = [info for info in tars if str(info["name"]).rpartition("/")[0] == store.full("")]
     return [_shard(store.fs, info) for info in direct or tars]
 
 
-def _manifest(home: Store, told: dict[str, Any]) -> list[Shard]:
+def _manifest(home: Store, told: dict[str, Any], key: str) -> list[Shard]:
     """The current shards of a run: they lie in the folder of the manifest's key (or, copied elsewhere, beside the manifest)."""
     inner = home.sub(str(told["key"]))
     names = set(inner.names("", ".tar"))
@@ -193,7 +193,7 @@ def _manifest(home: Store, told: dict[str, Any]) -> list[Shard]:
         inner, names = home, set(home.names("", ".tar"))
     gone = [shard["name"] for shard in told["shards"] if shard["name"] not in names]
     if gone:
-        raise UserError(f"train.data: {home.url}: {len(gone)} shards of its manifest are not there, the first is {gone[0]}; finish the run")
+        raise UserError(f"{key}: {home.url}: {len(gone)} shards of its manifest are not there, the first is {gone[0]}; finish the run")
     return [
         Shard(inner.address(shard["name"]), shard["samples"], shard["bytes"], shard["sha256"], content.by_sha256(shard["sha256"]))
         for shard in told["shards"]

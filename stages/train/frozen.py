@@ -24,7 +24,7 @@ import xxhash
 from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
 from stages.lib import torchvision_shim
-from stages.lib.offline_scorer import name_classes, network, read_weights
+from stages.lib.offline_scorer import DESCRIBED_IN, NAME, VERSION, name_classes, network, read_weights
 from stages.lib.offline_towers import MAX_TOKENS, SIZE, missing
 from stages.train.augment import CAPTION, draws
 from stages.train.config import Train
@@ -50,10 +50,16 @@ def build(config: Train) -> Model:
     """
     if lacking := missing():
         raise UserError(f"train.model: offline-scorer needs {', '.join(lacking)}; see docs/models/offline_scorer.md")
+    from safetensors import SafetensorError
+
     device = "cuda" if config.gpus else "cpu"
     net = network(device, bias=config.loss.kind == "siglip", drop=config.model.drop)
     if config.model.pretrained:
-        read_weights(net, config.model.pretrained)
+        try:
+            read_weights(net, config.model.pretrained)
+        except (OSError, RuntimeError, SafetensorError) as err:
+            said = " ".join(str(err).split())[:300]
+            raise UserError(f"train.model.pretrained: {config.model.pretrained} holds no weights of the offline scorer: {said}") from err
     else:
         torchvision_shim.ensure()
         from open_clip import IMAGENET_CLASSNAMES
@@ -68,6 +74,8 @@ def build(config: Train) -> Model:
         context_length=MAX_TOKENS,
         loss="siglip" if config.loss.kind == "siglip" else "clip",
         resize="squash",
+        description={"model": NAME, "version": VERSION},
+        described_in=DESCRIBED_IN,
     )
 
 

@@ -131,7 +131,8 @@ class _Rank:
             self.context.begin(self.step, self.steps)
         models.train_mode(self.stepper.inner)
         epoch, start = self._place()
-        if epoch and not start:  # where a kill came between a checkpoint and its evaluation
+        if epoch and not start and self._due(epoch):  # a kill came between checkpoint and evaluation, or the latter was asked for since
+            self._export(checkpoint.gather(self.stepper.module, self.stepper.optimizer, self.stepper.ema))
             self._evaluate(epoch)
         while epoch < self.config.epochs:
             for batch, wait_s in _timed(self.source.batches(epoch, start)):
@@ -263,28 +264,30 @@ class _Rank:
             return
         self.metrics.flush()
         if epochs is not None and (epochs == self.config.epochs or self._due(epochs)):
-            checkpoint.export(self.store, self.model, state["state_dict"])
-            if stepper.ema is not None:
-                checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
+            self._export(state)
         held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0]}
         told: dict[str, Any] = {"replaced": self.replaced, "fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
         checkpoint.save(
             self.store, {**held, **told, **state, "scaler": stepper.scaler.state_dict()}, self.step, self.config.checkpoint.keep
         )
 
+    def _export(self, state: dict[str, Any]) -> None:
+        """Writes the model of a gathered state, and that of its moving average; on rank 0."""
+        if self.context.rank:
+            return
+        checkpoint.export(self.store, self.model, state["state_dict"])
+        if self.stepper.ema is not None:
+            checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
+
     def _due(self, epochs: int) -> bool:
-        """Whether a model is evaluated after so many epochs."""
+        """Whether a model is evaluated after so many epochs, and was not yet."""
         wanted = self.config.eval
-        return self.context.evaluate is not None and (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs)
+        due = self.context.evaluate is not None and (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs)
+        return due and not self.store.exists(EVALS.format(epochs))
 
     def _evaluate(self, epochs: int) -> None:
         """On rank 0, unless it was done before."""
-        if (
-            self.context.rank == 0
-            and self.context.evaluate is not None
-            and self._due(epochs)
-            and not self.store.exists(EVALS.format(epochs))
-        ):
+        if self.context.rank == 0 and self.context.evaluate is not None and self._due(epochs):
             began = time.monotonic()
             self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
             self.window.began += time.monotonic() - began  # its time is not training's

@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +20,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from stages.lib import torchvision_shim
+from stages.train.config import OFFLINE_SCORER, Train
 from stages.train.config import Model as Wanted
-from stages.train.config import Train
 
 CONFIGS = Path(__file__).parent / "configs"
-OFFLINE_SCORER = "offline-scorer"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -39,7 +39,8 @@ class Model:
     context_length: int
     loss: str  # clip, siglip or coca
     resize: Any = "shortest"  # open_clip's mode for pictures of another shape
-    description: dict[str, Any] = field(default_factory=dict)  # {model_cfg, preprocess_cfg}: open_clip_config.json of a folder of ours
+    description: dict[str, Any] = field(default_factory=dict)  # what a folder of ours holds beside the weights
+    described_in: str = "open_clip_config.json"  # the description's file, by which evaluation knows whose weights these are
 
     @property
     def pad_id(self) -> int:
@@ -60,6 +61,7 @@ def build(config: Train) -> Model:
 
         return _locked(frozen.build(config), config)
     import open_clip
+    from safetensors import SafetensorError
 
     register()
     wanted = config.model
@@ -80,9 +82,10 @@ def build(config: Train) -> Model:
                 **{key: described[key] for key in _overridden(wanted) if key in described},
                 **options,
             )
-        except (RuntimeError, OSError, KeyError) as err:
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
+            said = " ".join(str(err).split())[:300]
             raise UserError(
-                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {err}"
+                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {said}"
             ) from err
     if hasattr(net, "text_decoder") and wanted.pretrained is None and not name.startswith(("hf-hub:", "local-dir:")):
         projection = net.text_decoder.text_projection  # open_clip 3.3 leaves it as the memory was; its own rule elsewhere is this one
@@ -228,7 +231,7 @@ def _kind(net: Any, config: Train) -> str:
 
 
 def _locked(model: Model, config: Train) -> Model:
-    """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do)."""
+    """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do), and what the loss leaves out."""
     wanted, net = config.model, model.net
     if wanted.lock_image:
         lock = getattr(net, "lock_image_tower", None) or net.visual.lock
@@ -236,6 +239,8 @@ def _locked(model: Model, config: Train) -> Model:
     if wanted.lock_text:
         lock = getattr(net, "lock_text_tower", None) or net.text.lock
         lock(wanted.lock_text_unlocked_layers)
+    if model.loss != "siglip" and getattr(net, "logit_bias", None) is not None:
+        net.logit_bias.requires_grad_(False)  # no other loss uses it; DDP waits for the gradient of all that has one
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError("train.model: nothing is left to train; unlock a tower")
     if config.strategy == "fsdp":

@@ -132,3 +132,8 @@ def test_a_raw_config_is_a_mapping_with_its_overrides(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("- 1")
     with pytest.raises(UserError, match="expected a mapping"):
         config.read_raw(tmp_path / "c.yaml")
+
+
+def test_a_config_of_training_alone_is_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"makes none; use it as: shardmill train .*small\.yaml"):
+        load(tmp_path, "train: {model: ViT-tiny}")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import pipeline.evaluate
 from pipeline import cli
-from pipeline.errors import UserError
+from pipeline.errors import ShardmillError, UserError
 from pipeline.evaluate import Options
 from stages.evaluate import scorers
 from tests.stages.evaluate import models
 from tests.stages.evaluate.test_evaluate_data import Colours, jpeg, tar
+from tests.support.s3 import s3_server
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -103,10 +104,82 @@ def test_the_command_writes_and_prints_and_the_model_may_lie_in_a_run(folder: Pa
 
 
 @models.needs_clip
+def test_what_a_config_trained_is_found_by_its_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's name and root are the config's, not the file's: `make pretrain SET="run.root=…"` measures what it trained."""
+    monkeypatch.chdir(folder)
+    models.made(folder / "elsewhere" / "named" / "train" / "model", models.CLIP)
+    raw = {"input": {"path": "x.csv"}, "run": {"name": "named"}, "stages": {}}
+    train = {"model": "ViT-tiny", "data": [{"shards": str(folder / "00000.tar")}]}
+    (folder / "mine.yaml").write_text(json.dumps({**raw, "train": train}))
+    given = ["eval", "mine.yaml", "--set", "run.root=elsewhere", "--classes", "classes.txt", "--templates", "plain"]
+    done = CliRunner().invoke(cli.app, given)
+    assert done.exit_code == 0, done.output
+    written = json.loads((folder / "elsewhere/named/train/eval.json").read_text())
+    assert written["data"]["sources"] == [str(folder / "00000.tar")]
+    assert written["data"]["trained_on"]
+    assert "measured on what it was trained on" in done.output
+    (folder / "other.tar").write_bytes((folder / "00000.tar").read_bytes())
+    done = CliRunner().invoke(cli.app, [*given, "--set", "train.eval.data=other.tar"])
+    assert "trained on" not in done.output
+    assert json.loads((folder / "elsewhere/named/train/eval.json").read_text())["data"]["sources"] == ["other.tar"]
+    with pytest.raises(UserError, match=r"has no model yet; train it first: shardmill train mine\.yaml"):
+        pipeline.evaluate.run("mine.yaml", Options())
+    with pytest.raises(UserError, match="--set goes with a config"):
+        pipeline.evaluate.run("elsewhere/named", Options(), overrides=["run.root=x"])
+
+
+@models.needs_clip
 def test_a_model_at_a_url(folder: Path) -> None:
     found = pipeline.evaluate.run(f"file://{models.made(folder / 'model', models.CLIP)}", options(folder))
     assert found["data"]["images"] == 3
     assert (folder / "model" / "eval.json").exists()
+
+
+@models.needs_clip
+def test_model_data_and_figures_in_a_bucket(folder: Path) -> None:
+    for needed in ("moto", "s3fs"):
+        pytest.importorskip(needed)
+    import s3fs
+
+    models.made(folder / "model", models.CLIP)
+    with s3_server("data") as given:
+        bucket = s3fs.S3FileSystem(**given)
+        bucket.put(str(folder / "model"), "data/model", recursive=True)
+        for name in ("00000.tar", "judged.csv", "classes.txt"):
+            bucket.put(str(folder / name), f"data/{name}")
+        bucket.put(str(folder / "images"), "data/images", recursive=True)
+        line = ["eval", "s3://data/model", "--data", "s3://data/00000.tar", "--classes", "s3://data/classes.txt", "--templates", "plain"]
+        line += ["--judgements", "s3://data/judged.csv", "s3://data/images"]
+        for key, value in (("key", given["key"]), ("secret", given["secret"]), ("client_kwargs", json.dumps(given["client_kwargs"]))):
+            line += ["--storage-option", f"{key}={value}"]
+        done = CliRunner().invoke(cli.app, line)
+        assert done.exit_code == 0, done.output
+        written = json.loads(bucket.cat("data/model/eval.json"))
+    here = pipeline.evaluate.evaluate(
+        scorers.load(str(folder / "model")), options(folder, judgements=(str(folder / "judged.csv"), str(folder / "images")))
+    )
+    assert written["retrieval"] == here["retrieval"]
+    assert written["judgements"]["tau_c"] == here["judgements"]["tau_c"]
+
+
+@models.needs_clip
+@pytest.mark.parametrize("url", ["nope://data/model", "s3://data/model"])
+def test_a_storage_that_refuses_is_told_in_a_line(folder: Path, url: str) -> None:
+    given = {"client_kwargs": {"endpoint_url": "nonsense"}} if url.startswith("s3") else {}
+    with pytest.raises(UserError, match=rf"^eval: {url}: cannot be read: ValueError: .*check the URL, its endpoint and keys"):
+        scorers.load(url, storage_options=given)
+    with pytest.raises(ShardmillError, match=rf"{url}.*ValueError"):
+        pipeline.evaluate.evaluate(Colours(), Options(data=(url,), storage_options=given))
+    with pytest.raises(UserError, match=rf"{url}: cannot be read: ValueError"):
+        pipeline.evaluate.evaluate(Colours(), Options(judgements=(url, str(folder)), storage_options=given))
+
+
+@models.needs_clip
+@pytest.mark.parametrize("body", [b"", b"no weights at all", bytes(99)])
+def test_weights_that_are_none_are_told_in_a_line(folder: Path, body: bytes) -> None:
+    (folder / "w.pt").write_bytes(body)
+    with pytest.raises(UserError, match=r"open_clip cannot load ViT-B-32 .*w\.pt"):
+        scorers.load("ViT-B-32", str(folder / "w.pt"))
 
 
 @models.needs_clip
@@ -146,9 +219,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     [
         ({"data": ("pairs.csv",)}, "--data CSV --images FOLDER"),
         ({"data": ("pairs.csv", "more.csv"), "images": "images"}, "one table goes with one folder"),
-        ({"data": ("nowhere.tar",)}, "nowhere.tar"),
+        ({"data": ("nowhere.tar",)}, "^eval: --data: nowhere.tar"),
         ({"data": ("00000.tar",), "classes": "none.txt"}, "none.txt: no such file"),
-        ({"data": ("00000.tar",)}, "labels are numbers"),
         ({"judgements": ("none.csv", "images")}, "none.csv: no such file"),
         ({"judgements": ("judged.csv", ".")}, "holds none of the images that judged.csv judges"),
     ],
@@ -157,6 +229,13 @@ def test_what_cannot_be_evaluated_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=said):
         pipeline.evaluate.evaluate(Colours(), Options(**given))
+
+
+@models.needs_clip
+def test_labels_without_names_cost_no_other_figures(folder: Path) -> None:
+    found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),)))
+    assert "give the class names by --classes" in found["left_out"]["zeroshot"]
+    assert found["retrieval"]["image_to_text_R@1"] == 1.0
 
 
 def test_nothing_to_evaluate_on_is_refused_before_the_model_is_loaded() -> None:

@@ -79,3 +79,9 @@ def test_flickr8k_as_it_is(data_dir: Path) -> None:
     found = judgements.figures(judged, np.array([np.mean(one.ratings) for one in judged]))
     assert (found["pairs"], found["ratings"], found["pairs_others"]) == (552, 1656, 500)
     assert found["tau_c"] > 0.7
+
+
+@pytest.mark.parametrize("row", ["a.jpg", "a.jpg,b.jpg"])
+def test_a_row_that_is_cut_short_is_told_by_its_line(row: str) -> None:
+    with pytest.raises(UserError, match=r"^expert\.csv: line 5: has \d of 6 columns"):
+        judgements.read(f"{EXPERT}{row}\n", "expert.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,3 +246,24 @@ def test_the_crowd_is_the_global_batch_s_whatever_the_ranks_and_pieces(shards: s
     for whole, parts in zip(*crowds, strict=True):
         assert int((whole != 0).any(1).sum()) == 4
         assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_what_was_trained_is_evaluated_while_training_and_by_its_folder(shards: str, tmp_path: Path) -> None:
+    from stages.lib import torchvision_shim
+
+    torchvision_shim.ensure()
+    for needed in ("open_clip", "tensorboardX"):
+        pytest.importorskip(needed)
+    import pipeline.train
+    from stages.evaluate import scorers
+    from stages.train.config import Train
+
+    raw = {"model": "offline-scorer", "data": [{"shards": shards}], "out": str(tmp_path / "out"), "batch": 4, "frozen_features": 1}
+    pipeline.train.run_config(Train.model_validate({**raw, "tensorboard": False, "eval": {"data": shards}}))
+    found = json.loads((tmp_path / "out/eval.json").read_text())
+    assert found["retrieval"]["text_to_image_queries"] == 4, "all captions but those of the damaged photograph"
+    assert found["model"]["model"] == "offline-scorer"
+    by_folder = scorers.load(str(tmp_path / "out")).encode_text(["a cat"])
+    by_file = offline_scorer.load(weights=tmp_path / "out/model/open_clip_model.safetensors").encode_text(["a cat"])
+    assert np.array_equal(by_folder, by_file)
+    assert not np.allclose(by_folder, offline_scorer.load().encode_text(["a cat"]))

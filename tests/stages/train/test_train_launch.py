@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pipeline.storage import Store
 from stages.lib import torchvision_shim
 from tests.support import training
 from tests.support.corpus import command, shardmill
+from tests.support.s3 import s3_server
 from tests.support.training import apart, config, curve, write_config, write_shards
 
 torch = pytest.importorskip("torch")
@@ -26,7 +28,7 @@ pytest.importorskip("open_clip")
 pytest.importorskip("tensorboardX")
 
 import pipeline.train  # noqa: E402
-from stages.train import launch, loop, metrics  # noqa: E402
+from stages.train import checkpoint, launch, loop, metrics  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,15 @@ def test_a_corpus_config_trains_on_its_own_shards(tmp_path: Path) -> None:
         ({"model": "ViT-tiny", "out": "x"}, r"train\.data is missing"),
         ({"model": "ViT-tiny", "data": [{"shards": "x"}]}, r"train\.out is missing"),
         ({"model": "ViT-tiny", "batch": 10, "workers": 4}, "cannot be cut into workers x accumulate = 4 x 1"),
+        ({"model": {"name": "offline-scorer", "lock_image": True}}, r"model\.lock_image: offline-scorer has frozen towers"),
+        ({"model": {"name": "offline-scorer", "context_length": 9}}, r"model\.context_length: offline-scorer has frozen towers"),
+        ({"model": {"name": "offline-scorer", "image_size": 64}}, r"model\.image_size: offline-scorer has frozen towers"),
+        ({"model": {"name": "offline-scorer", "patch_dropout": 0.5}}, r"model\.patch_dropout: offline-scorer has frozen towers"),
+        ({"model": "offline-scorer", "grad_checkpointing": True}, r"grad_checkpointing: offline-scorer has frozen towers"),
+        ({"model": "ViT-tiny", "augment": {"color_jitter": [0.1, 0.1, 0.1, 0.8]}}, r"train\.augment\.color_jitter: .*hue is 0 to 0\.5"),
+        ({"model": "ViT-tiny", "augment": {"scale": [2, 3]}}, r"train\.augment\.scale: .*the least and the largest share"),
+        ({"model": "ViT-tiny", "augment": {"scale": [0.5, 0.1]}}, r"train\.augment\.scale: .*the least and the largest share"),
+        ({"model": "ViT-tiny", "augment": {"ratio": [2, 1]}}, r"train\.augment\.ratio: .*the least and the largest width"),
         ({"model": "ViT-tiny", "bach": 10}, r"train\.bach: unknown key; did you mean batch\?"),
         ({"model": "ViT-tiny", "data": [{"shards": "x", "weight": 1}, {"shards": "y"}]}, "give every corpus a weight, or none"),
     ],
@@ -79,9 +90,40 @@ def test_paths_are_made_whole_and_names_left_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.json").write_text("{}")
     given = {"model": {"name": "own.json", "pretrained": "openai"}, "data": [{"shards": ["a/{0..3}.tar", "s3://b/c"]}], "out": "o"}
+    given["eval"] = {"data": ["held", "s3://b/e"]}
     whole = pipeline.train.whole_paths(pipeline.train.Train.model_validate(given))
     assert (whole.model.name, whole.model.pretrained, whole.out) == (f"{tmp_path}/own.json", "openai", f"{tmp_path}/o")
+    assert whole.eval.data == [f"{tmp_path}/held", "s3://b/e"]
     assert whole.data[0].shards == [f"{tmp_path}/a/{{0..3}}.tar", "s3://b/c"]
+
+
+def test_evaluation_data_that_is_not_there_is_told_before_the_first_step(tmp_path: Path, shards: Path) -> None:
+    wanted = config(tmp_path, data=[{"shards": str(shards)}], eval={"data": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=r"^train\.eval\.data: .*nowhere: no shards there"):
+        pipeline.train.run_config(wanted)
+    assert not (Path(wanted.out or "") / "metrics.jsonl").exists()
+    assert not checkpoint.names(Store(wanted.out or ""))
+
+
+def test_all_of_a_training_and_its_evaluation_in_a_bucket(tmp_path: Path, shards: Path) -> None:
+    for needed in ("moto", "s3fs"):
+        pytest.importorskip(needed)
+    import s3fs
+
+    with s3_server("data") as given:
+        bucket = s3fs.S3FileSystem(**given)
+        bucket.put(f"{shards}/", "data/shards/", recursive=True)
+        raw = {"batch": 16, "epochs": 1, "data": [{"shards": str(shards)}], "eval": {"data": "s3://data/shards"}}
+        wanted = config(tmp_path, **raw).model_copy(update={"out": "s3://data/out", "storage_options": given})
+        pipeline.train.run_config(wanted)
+        found = json.loads(bucket.cat("data/out/eval.json"))
+        assert found["data"]["images"] == 64
+        state = checkpoint.latest(Store("s3://data/out", given))
+        assert state is not None
+        assert "endpoint_url" not in state["config"]
+        nowhere = wanted.eval.model_copy(update={"storage_options": {**given, "client_kwargs": {"endpoint_url": "nonsense"}}})
+        with pytest.raises(TransientError, match=r"^s3://data/shards: the storage refuses .*Invalid endpoint"):
+            pipeline.train.run_config(wanted.model_copy(update={"eval": nowhere, "out": "s3://data/other"}))
 
 
 def test_the_command_trains_on_shards_and_a_stop_loses_nothing(tmp_path: Path, shards: Path) -> None:

@@ -111,6 +111,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     [
         ("ddp", "micro", {"accumulate": 2}),
         ("fsdp", "micro", {"optimizer": {"lr": 1e-3, "clip_norm": 1.0}}),
+        ("ddp", "micro_sig", {"loss": {"kind": "clip"}}),
         pytest.param("ddp", "micro_sig", {}, marks=pytest.mark.slow),
         pytest.param("fsdp", "micro_sig", {}, marks=pytest.mark.slow),
         pytest.param("ddp", "micro_coca", {"loss": {"learnable": True}}, marks=pytest.mark.slow),
@@ -271,6 +272,29 @@ def test_an_evaluation_that_a_kill_prevented_is_made_by_the_next_go(tmp_path: Pa
     context = loop.Context(evaluate=lambda folder, epochs: seen.append(epochs))
     assert loop.train(wanted, context, training.Pictures).state == loop.DONE
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(("first", "then"), [({}, {}), ({"eval": {"every_epochs": 2}}, {}), ({}, {"ema": 0.9})])
+def test_what_is_evaluated_after_a_stop_is_the_checkpoint_s_model(tmp_path: Path, first: dict[str, Any], then: dict[str, Any]) -> None:
+    """Evaluation, its rhythm or the moving average may be asked for after the stop: the folder holds that epoch's weights in any case."""
+    from safetensors.torch import load_file
+
+    wanted, seen = config(tmp_path, epochs=3, **first), []
+    with_eval = loop.Context(evaluate=lambda *_: None)
+    stops = iter([False] * 9)
+    stop = loop.Context(stop=lambda: next(stops, True), evaluate=with_eval.evaluate if first else None)
+    assert loop.train(wanted, stop, training.Pictures).step == 10
+    state = checkpoint.latest(Store(wanted.out or ""))
+    assert state is not None
+
+    def evaluate(folder: str, epochs: int) -> None:
+        held = load_file(f"{folder}/open_clip_model.safetensors")
+        seen.append((epochs, all(torch.equal(value, state["state_dict"][name]) for name, value in held.items())))
+
+    (Path(wanted.out or "") / "evals").mkdir(exist_ok=True)
+    loop.train(config(tmp_path, epochs=3, **then), loop.Context(evaluate=evaluate), training.Pictures)
+    assert seen[0] == (2, True)
+    assert [epochs for epochs, _ in seen] == [2, 3]
 
 
 def test_a_checkpoint_holds_no_secrets(tmp_path: Path) -> None:

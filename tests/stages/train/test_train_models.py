@@ -121,6 +121,16 @@ def test_what_cannot_be_is_the_user_s_error(tmp_path: Path, options: dict[str, A
         build(tmp_path, **options)
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("body", [b"", b"no weights at all", b"PK" + bytes(99), bytes(99)])
+def test_a_file_that_holds_no_weights_is_the_user_s_error(tmp_path: Path, name: str, body: bytes) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(UserError, match=rf"open_clip cannot make .* with .*{name}"):
+        build(tmp_path, model={"pretrained": str(tmp_path / name)})
+    with pytest.raises(UserError, match=r"train\.model\.pretrained: .*holds no weights of the offline scorer"):
+        models.build(Train.model_validate({"model": {"name": "offline-scorer", "pretrained": str(tmp_path / name)}}))
+
+
 def test_patch_dropout_is_the_tower_s_own(tmp_path: Path) -> None:
     assert build(tmp_path, model={"patch_dropout": 0.5}).net.visual.patch_dropout.prob == 0.5
 
