@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import pickletools
+import time
 from collections import OrderedDict
 
 import pytest
@@ -110,10 +112,10 @@ def test_long_files_of_one_kind_of_junk_cost_little(size: int) -> None:
         "[" + "{" * 10,
         "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<c>" * size,
     ):
-        try:
+        began = time.process_time()
+        with contextlib.suppress(SubtitleError):
             parse(text.encode(), "x.srt" if text[0] == "1" else "")
-        except SubtitleError:
-            continue
+        assert time.process_time() - began < 2, f"{text[:30]!r}: what grows with the square of the length would take minutes"
 
 
 FRAGMENTS = [
