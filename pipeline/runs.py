@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,10 @@ def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Aga
     known = Known(this, files)
     write_run_json(known)
     session.phase("rows", lambda: rows.run_phase(this, engine, files))
+    key = report.key(known, facts)
+    if again is None and (standing := _standing(known, key)):
+        took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": 0.0, "session": []}
+        return replace(standing, report=standing.report | took)
     if not known.finished:
         _select(session, known, again.reasons if again else None)
     known.view_known(con, "known", image_dedup=True)
@@ -183,9 +187,24 @@ def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Aga
     if this.config.report.thumbnails:
         names = [shard["name"] for shard in this.store.read_json("shards/manifest.json")["shards"]]
         facts = {**facts, "samples_at": thumbnails.write(this.store, [f"{known.folder('shards')}/{name}" for name in names])}
-    made = report.write(known, con, balances, {**facts, **took}, session.phases)
+    made = report.write(known, con, balances, {**facts, **took, "key": key}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)
+
+
+def _standing(known: Known, key: str) -> Result | None:
+    """What a run whose shards, ledger and report are whole came to; None where something of it is missing."""
+    from pipeline import report
+
+    balances = ledger.committed(known) if known.finished and known.published else None
+    made = report.standing(known, key) if balances else None
+    if not balances or not made:
+        return None
+    log.info("nothing to do: shards, ledger and report are whole")
+    if not known.run.config.pool.keep:
+        fetch.drop_images(known.run)
+    known.run.store.remove("tmp")
+    return Result(known.run.store.url, balances, made)
 
 
 def _select(session: Session, known: Known, again: list[str] | None) -> None:

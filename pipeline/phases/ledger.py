@@ -34,6 +34,17 @@ def run_phase(known: Known, con: Any) -> dict[str, Balance]:
     return balances
 
 
+def committed(known: Known) -> dict[str, Balance] | None:
+    """The balances that `run_phase` wrote, or None where a file of the ledger is missing."""
+    store, folder = known.run.store, f"ledger/{known.keys['shards']}"
+    wanted = {folder: len(known.parts)}
+    if known.run.layout.level == "children":
+        wanted[f"{folder}/parents"] = len(rows.parts(known.run, known.files, "rows"))
+    if not store.exists(f"{folder}/done.json") or any(len(store.names(at, ".parquet")) != parts for at, parts in wanted.items()):
+        return None
+    return {name: Balance(**found) for name, found in store.read_json(f"{folder}/done.json").items()}
+
+
 def shards_total(known: Known) -> int:
     """How many shards the selection made."""
     return int(known.run.store.read_json(f"{known.folder('selection')}/done.json")["shards"])

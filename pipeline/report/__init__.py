@@ -7,12 +7,14 @@ Every count is a query over committed files (`tables`, `whatif`); `examples` pic
 from __future__ import annotations
 
 import shlex
+from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import views
 from pipeline.errors import UserError
+from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
 from pipeline.report import card, concerns, page, tables, whatif
@@ -44,8 +46,23 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
     report["warnings"] = concerns.find(report)
     if whole:
         pages(known, con, report)
+    report["files"] = run.store.names("report")
     run.store.write_json("report/report.json", report)
     return report
+
+
+def key(known: Known, facts: dict[str, Any]) -> str:
+    """What a report follows from: another key, another report. `facts`: those of the input."""
+    told = {"shards": known.keys["shards"], "report": known.run.config.report.model_dump(mode="json"), "facts": facts}
+    return digest({**told, "version": metadata.version("shardmill")})
+
+
+def standing(known: Known, key: str) -> dict[str, Any] | None:
+    """report.json, where it is of this key and the run lies where it says, with all that was written beside it; else None."""
+    store = known.run.store
+    report: dict[str, Any] = store.read_json("report/report.json") if store.exists("report/report.json") else {}
+    whole = report.get("key") == key and {*report["files"]} <= {*store.names("report")}
+    return report if whole and report["shards_at"] == store.address(known.folder("shards")) else None
 
 
 def pages(known: Known, con: Any, report: dict[str, Any]) -> None:

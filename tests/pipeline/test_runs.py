@@ -55,6 +55,26 @@ def test_a_second_run_does_nothing(made: Made) -> None:
     assert all(line.todo == 0 for line in plan.make(made.config))
 
 
+def test_a_second_run_leaves_the_report_and_makes_what_is_missing_of_it(made: Made) -> None:
+    folder = made.run / "report"
+    made.again()  # the fixture moved the run, and its report says where it lies
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    result = made.again()
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    assert result.report["kept"] == result.balances["rows"].kept > 0
+    (folder / "index.html").unlink()
+    made.again()
+    assert (folder / "index.html").exists()
+    next((made.run / "ledger").glob("*/part-*.parquet")).unlink()
+    made.again()
+    _, faults = verify.run(str(made.run))
+    assert faults == []
+    assert (folder / "samples.jpg").exists()
+    (folder / "samples.jpg").unlink()
+    made.again(report={"thumbnails": False})
+    assert b"data:image/jpeg" not in (folder / "index.html").read_bytes(), "another report is asked for"
+
+
 def test_a_changed_threshold_costs_a_selection_and_a_write(made: Made) -> None:
     requests = made.requests()
     rules = [{"name": "few_words", "keep": "words < 10"}]
