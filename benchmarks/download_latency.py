@@ -12,67 +12,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.slow_server import peak, port_of, server
 from pipeline.frame import framed
 from stages.download.stage import Download
 
-HOSTS, DELAY_S, BODY_BYTES, SICK = 2000, 0.3, 2048, 20  # every SICKth host or name is sick: 5 %
+HOSTS, SICK = 2000, 20  # every SICKth host or name is sick: 5 %
 SLOW_NAME_S = 5.0
-
-
-def serve() -> None:
-    """An HTTP server that costs as little CPU as Python allows: /hang never answers, /seen tells what was met."""
-    body = b"\xff\xd8\xff\xe0" + bytes(BODY_BYTES - 4)
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % BODY_BYTES + body
-    seen = {"now": 0, "peak": 0, "total": 0}
-    loop = asyncio.new_event_loop()
-
-    class Connection(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.buffer, self.hanging = transport, b"", 0
-
-        def data_received(self, data: bytes) -> None:
-            self.buffer += data
-            while b"\r\n\r\n" in self.buffer:
-                head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-                if head.startswith(b"GET /seen"):
-                    told = json.dumps(seen).encode()
-                    self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(told) + told)
-                    seen.update(peak=seen["now"], total=0)
-                    continue
-                seen["now"] += 1
-                seen["total"] += 1
-                seen["peak"] = max(seen["peak"], seen["now"])
-                if head.startswith(b"GET /hang"):
-                    self.hanging += 1
-                else:
-                    loop.call_later(DELAY_S, self.reply)
-
-        def reply(self) -> None:
-            seen["now"] -= 1
-            if not self.transport.is_closing():
-                self.transport.write(answer)
-
-        def connection_lost(self, _: Exception | None) -> None:
-            seen["now"] -= self.hanging
-
-    server = loop.run_until_complete(loop.create_server(Connection, "127.0.0.1", 0, backlog=4096))
-    print(server.sockets[0].getsockname()[1], flush=True)
-    loop.run_forever()
 
 
 def serve_names() -> None:
@@ -96,50 +52,33 @@ def serve_names() -> None:
     loop.run_forever()
 
 
-@contextlib.contextmanager
-def process(kind: str) -> Iterator[int]:
-    """A server of this file in a process of its own; gives its port."""
-    child = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), kind], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        yield int(child.stdout.readline())
-    finally:
-        child.terminate()
-        child.wait()
-
-
-def seen(port: int) -> dict[str, int]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/seen") as answer:
-        found: dict[str, int] = json.load(answer)
-        return found
-
-
 def crawl(urls: list[str], options: dict[str, object]) -> dict[str, float]:
-    """Rate and CPU of one crawl; well rows are those that are kept."""
+    """CPU of one crawl, and the rate of the rows that have neither a host that hangs nor a slow name."""
     n = len(urls)
     nulls = pa.nulls(n, pa.string())
     table = framed(pa.table({"url": urls, "expected_hash": nulls, "stored_at": nulls}))
+    well = pa.array(["/hang" not in url and "//slow" not in url for url in urls])
 
-    async def run() -> tuple[int, float, float]:
+    async def run() -> tuple[int, int, float, float]:
         stage = Download(Download.Config.model_validate(options))
         stage.open()
-        began, last, kept = time.perf_counter(), 0.0, 0
+        began, last, kept, done = time.perf_counter(), 0.0, 0, 0
         async for piece in stage.stream(table):
-            well = sum(fate == "kept" for fate in piece["fate"].to_pylist())
-            if well:
-                kept, last = kept + well, time.perf_counter() - began
+            kept += sum(fate == "kept" for fate in piece["fate"].to_pylist())
+            if ended := pc.sum(well.take(piece["row"])).as_py():
+                done, last = done + ended, time.perf_counter() - began
         whole = time.perf_counter() - began
         await stage.aclose()
-        return kept, last, whole
+        return kept, done, last, whole
 
     cpu = time.process_time()
-    kept, last, whole = asyncio.run(run())
+    kept, done, last, whole = asyncio.run(run())
     cpu = time.process_time() - cpu
-    return {"rows": n, "kept": kept, "well_per_s": kept / last, "seconds": whole, "cpu_s_per_1000": 1000 * cpu / n}
+    return {"rows": n, "kept": kept, "well_per_s": done / last, "seconds": whole, "cpu_s_per_1000": 1000 * cpu / n}
 
 
 def hosts(rows: int, rounds: int) -> None:
-    with process("serve") as port:
+    with server() as port:
         limits = {"concurrency": 8, "per_second": 20}
         common = {
             "resolve": {"*": f"127.0.0.1:{port}"},
@@ -158,14 +97,13 @@ def hosts(rows: int, rounds: int) -> None:
                     if sick or i % HOSTS % SICK
                 ]
                 found = crawl(urls, common)
-                met = seen(port)
                 measured.append(found["well_per_s"])
-                show(f"hosts, {name}", found, met["peak"])
+                show(f"hosts, {name}", found, peak(port))
         compare("hanging hosts", rates["well"], rates["5 % hanging"])
 
 
 def names(rows: int, rounds: int) -> None:
-    with process("serve") as port, process("names") as dns:
+    with server() as port, port_of(str(Path(__file__).resolve()), "names") as dns:
         # The port stands in the URLs: names come from DNS here, not from `resolve`.
         common = {
             "nameservers": [f"127.0.0.1:{dns}"],
@@ -183,35 +121,10 @@ def names(rows: int, rounds: int) -> None:
                     for i in range(rows)
                     if slow or i % SICK
                 ]
-                found, met = crawl_quick(urls, common), seen(port)
+                found = crawl(urls, common)
                 measured.append(found["well_per_s"])
-                show(f"names, {name}", found, met["peak"])
+                show(f"names, {name}", found, peak(port))
         compare("slow names", rates["quick"], rates["5 % slow"])
-
-
-def crawl_quick(urls: list[str], options: dict[str, object]) -> dict[str, float]:
-    """As `crawl`, with the rate of the rows whose name is quick."""
-    n = len(urls)
-    nulls = pa.nulls(n, pa.string())
-    table = framed(pa.table({"url": urls, "expected_hash": nulls, "stored_at": nulls}))
-    quick = pa.array(["/slow" not in url for url in urls])
-
-    async def run() -> tuple[int, int, float, float]:
-        stage = Download(Download.Config.model_validate(options))
-        stage.open()
-        began, last, kept, done = time.perf_counter(), 0.0, 0, 0
-        async for piece in stage.stream(table):
-            kept += sum(fate == "kept" for fate in piece["fate"].to_pylist())
-            if well := sum(quick[row].as_py() for row in piece["row"].to_pylist()):
-                done, last = done + well, time.perf_counter() - began
-        whole = time.perf_counter() - began
-        await stage.aclose()
-        return kept, done, last, whole
-
-    cpu = time.process_time()
-    kept, done, last, whole = asyncio.run(run())
-    cpu = time.process_time() - cpu
-    return {"rows": n, "kept": kept, "well_per_s": done / last, "seconds": whole, "cpu_s_per_1000": 1000 * cpu / n}
 
 
 def show(name: str, found: dict[str, float], peak: int) -> None:
@@ -243,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "names": serve_names}.get(sys.argv[1] if len(sys.argv) > 1 else "", main)()
+    serve_names() if sys.argv[1:] == ["names"] else main()

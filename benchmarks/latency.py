@@ -9,102 +9,26 @@ The server counts how many requests it holds at once. benchmarks/download_latenc
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import io
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import results
 from benchmarks.measure import Cost, cost
+from benchmarks.slow_server import address, peak, server
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
-HOSTS, SICK, DELAY_S, BODY_BYTES, FEW, TIMEOUT_S = 2000, 20, 0.3, 2048, 64, 10
+HOSTS, SICK, FEW, TIMEOUT_S = 2000, 20, 64, 10
 TARGET, IN_FLIGHT = 5.0, 1000
-
-
-def address(host: int) -> str:
-    return f"127.{1 + host // 250}.{host % 250}.1"
-
-
-def body() -> bytes:
-    """A JPEG of 64 x 64 pixels, padded to BODY_BYTES by a comment."""
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(out, "JPEG", quality=60)
-    plain = out.getvalue()
-    room = BODY_BYTES - len(plain) - 2
-    return plain[:2] + b"\xff\xfe" + room.to_bytes(2, "big") + bytes(room - 2) + plain[2:]
-
-
-def serve() -> None:
-    """An HTTP server on every host's address: odd paths answer after DELAY_S, /hang never, /seen at once with the most held so far."""
-    loop, seen = asyncio.new_event_loop(), {"now": 0, "peak": 0}
-    picture = body()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
-
-    class Connection(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.buffer, self.held = transport, b"", 0
-
-        def data_received(self, data: bytes) -> None:
-            self.buffer += data
-            while b"\r\n\r\n" in self.buffer:
-                head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-                if head.startswith(b"GET /seen"):
-                    told = json.dumps(seen).encode()
-                    self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(told) + told)
-                    seen["peak"] = seen["now"]
-                    continue
-                self.held += 1
-                seen["now"] += 1
-                seen["peak"] = max(seen["peak"], seen["now"])
-                if not head.startswith(b"GET /hang"):
-                    loop.call_later(DELAY_S, self.reply)
-
-        def reply(self) -> None:
-            if not self.transport.is_closing():
-                seen["now"], self.held = seen["now"] - 1, self.held - 1
-                self.transport.write(answer)
-
-        def connection_lost(self, _: Exception | None) -> None:
-            seen["now"], self.held = seen["now"] - self.held, 0
-
-    server = loop.run_until_complete(loop.create_server(Connection, ["127.0.0.1"], 0, backlog=4096))
-    port = server.sockets[0].getsockname()[1]
-    loop.run_until_complete(loop.create_server(Connection, [address(host) for host in range(HOSTS)], port, backlog=4096))
-    print(port, flush=True)
-    loop.run_forever()
-
-
-@contextlib.contextmanager
-def server() -> Iterator[int]:
-    child = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), "serve"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        yield int(child.stdout.readline())
-    finally:
-        child.terminate()
-        child.wait()
-
-
-def peak(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/seen") as answer:
-        return int(json.load(answer)["peak"])
 
 
 def write_list(path: Path, port: int, rows: int) -> Path:
@@ -142,7 +66,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     rates: dict[str, list[float]] = {name: [] for name in RUNNERS}
-    with tempfile.TemporaryDirectory() as name, server() as port:
+    with tempfile.TemporaryDirectory() as name, server(HOSTS) as port:
         work = Path(name)
         few, many = write_list(work / "few.parquet", port, FEW), write_list(work / "many.parquet", port, given.rows)
         for at in range(given.rounds):
@@ -166,4 +90,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve() if sys.argv[1:] == ["serve"] else main())
+    sys.exit(main())

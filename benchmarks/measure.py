@@ -78,8 +78,11 @@ def _watch(command: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, work: Path) -> Iterator[int]:
-    """nginx over a folder on loopback, one worker; yields its port. Its queries are ignored: `/1.jpg?7` is `/1.jpg`."""
+def nginx(folder: Path, work: Path, log: Path | None = None) -> Iterator[int]:
+    """nginx over a folder on loopback, one worker; yields its port. Its queries are ignored: `/1.jpg?7` is `/1.jpg`.
+
+    `log`: a file for the time of each answer, Unix seconds, a line each.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         raise SystemExit("this benchmark serves its input by nginx, which is not installed (Debian: apt-get install nginx-light)")
@@ -91,7 +94,8 @@ def nginx(folder: Path, work: Path) -> Iterator[int]:
     config.write_text(
         f"daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.log;"
         f"events {{ worker_connections 4096; }}"
-        f"http {{ access_log off; sendfile on; tcp_nodelay on; open_file_cache max=20000; types {{ image/jpeg jpg; }}"
+        f"http {{ log_format time $msec; access_log {f'{log} time' if log else 'off'};"
+        f"sendfile on; tcp_nodelay on; open_file_cache max=20000; types {{ image/jpeg jpg; }}"
         f"client_body_temp_path {work}; proxy_temp_path {work}; fastcgi_temp_path {work}; uwsgi_temp_path {work}; scgi_temp_path {work};"
         f"server {{ listen 127.0.0.1:{port} backlog=4096; root {folder.resolve()}; keepalive_requests 100000; }} }}"
     )
