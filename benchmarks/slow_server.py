@@ -1,7 +1,7 @@
 """An HTTP server that is slow on purpose, in a process of its own: each answer after 0.3 s, /hang never.
 
-/seen tells how many requests it held at once. It costs as little CPU as Python allows. Bodies are a picture of 2 KB. With `hosts` it listens at as many addresses of the loopback
-network, so that a list has many hosts without names.
+/seen tells how many requests it held at once. It costs as little CPU as Python allows. Bodies are a picture of 2 KB. With `hosts` it
+listens at as many addresses of the loopback network, so that a list has many hosts without names.
 """
 
 from __future__ import annotations
