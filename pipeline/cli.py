@@ -43,13 +43,28 @@ def say(what: object) -> None:
 
 app = typer.Typer(
     cls=Commands,
-    help="Turns lists of links into pretraining corpora: download, clean, dedupe, score, shard, with every row accounted for.",
     epilog="Exit codes: 0 done, 1 a bug, 2 something to mend (one line says what), 3 unfinished: the same command goes on.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"shardmill {version('shardmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Prints the version.")] = False,
+) -> None:
+    """Turns lists of links into pretraining corpora: download, clean, dedupe, score, shard, with every row accounted for."""
+
 
 Config = Annotated[Path, typer.Argument(help="The run's YAML config; configs/ holds presets.")]
 Run = Annotated[str, typer.Argument(help="The run's folder or URL, for example runs/laion_subset.")]

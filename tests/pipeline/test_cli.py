@@ -126,3 +126,10 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys, pipeline.cli; print(sorted({'torch', 'ray', 'cv2', 'pyarrow', 'numpy', 'pydantic', 'duckdb'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert out.stdout == "[]\n"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    out = subprocess.run([sys.executable, "-m", "pipeline.cli", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout == f"shardmill {version('shardmill')}\n"
