@@ -257,6 +257,7 @@ def _init_ray(config: RunConfig) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ lines that say nothing to a user
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no Ray but the one that is started here
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here reports to nobody
     logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
     from ray.data import DataContext
