@@ -17,6 +17,8 @@ EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("order", pa.int64()), 
 
 LABELS = pa.schema([("row", pa.int64()), ("root", pa.int64()), ("size", pa.int64())])
 
+FOLD = 1 << 20  # lines that tell orders, before they are folded
+
 
 class Labels(NamedTuple):
     """`labels` (LABELS): each row of a cluster of two or more. `counts`: what happened, for the report."""
@@ -28,7 +30,7 @@ class Labels(NamedTuple):
 def components(tables: Iterable[pa.Table], max_size: int) -> Labels:
     """The clusters of all edges. One of more than `max_size` rows becomes stars: its smallest row with all that have an edge to
     it, then the smallest row left with all that are left and have an edge to it, and so on."""
-    a, b, same, rows = _ranked(list(tables))
+    a, b, same, rows = _ranked(tables)
     root = _roots(a[same], b[same], len(rows))  # identical rows are one from here on
     weight = np.bincount(root, minlength=len(rows))
     a, b = root[a[~same]], root[b[~same]]
@@ -72,18 +74,38 @@ def proven_table(a: Any, b: Any) -> pa.Table:
     return pa.table([a, b, pa.nulls(len(a), pa.int64()), pa.repeat(pa.scalar(False), len(a))], schema=EDGES)
 
 
-def _ranked(tables: list[pa.Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Both ends of each edge as ranks in the order of rows, `same`, and the row of each rank."""
-    table = pa.concat_tables([EDGES.empty_table(), *(each.select(EDGES.names).cast(EDGES) for each in tables)])
-    a, b, same = (table[name].to_numpy() for name in ("a", "b", "same"))
-    known = table.filter(table["order"].is_valid())
-    rows, at = np.unique(known["b"].to_numpy(), return_index=True)
-    by_order = np.lexsort((rows, known["order"].to_numpy()[at]))
+def _ranked(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Both ends of each edge as ranks in the order of rows, `same`, and the row of each rank; of rows that have an edge alone.
+
+    A row's order is told again and again, once for each key that it shares: such lines are folded while they come.
+    """
+    edges = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))]
+    orders = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for table in tables:
+        a, b, same = (table[name].to_numpy() for name in ("a", "b", "same"))
+        edge = a != b
+        edges.append((a[edge], b[edge], same[edge]))
+        known = table.filter(table["order"].is_valid())
+        orders.append((known["b"].to_numpy(), known["order"].to_numpy()))
+        if sum(len(rows) for rows, _ in orders[1:]) > max(FOLD, len(orders[0][0])):
+            orders = [_folded(orders)]
+    a, b, same = (np.concatenate(column) for column in zip(*edges, strict=True))
+    rows, order = _folded(orders)
+    of_edges = np.zeros(len(rows), dtype=bool)
+    for ends in (a, b):
+        of_edges[_places(rows, ends)] = True
+    rows, order = rows[of_edges], order[of_edges]
+    by_order = np.lexsort((rows, order))
     rank = np.empty(len(rows), dtype=np.int64)
     rank[by_order] = np.arange(len(rows))
-    edge = a != b
-    a, b, same = a[edge], b[edge], same[edge]
     return rank[_places(rows, a)], rank[_places(rows, b)], same, rows[by_order]
+
+
+def _folded(orders: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, sorted, each once, and their order."""
+    rows, order = (np.concatenate(column) for column in zip(*orders, strict=True))
+    rows, at = np.unique(rows, return_index=True)
+    return rows, order[at]
 
 
 def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
