@@ -194,7 +194,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     import pipeline.config
     import pipeline.evaluate
 
-    storage_options = pipeline.config.options_of(storage or [], "--storage-option")
+    storage_options = pipeline.config.options_of(storage or [], pipeline.config.STORAGE_OPTION)
     options = pipeline.evaluate.Options(
         tuple(data or ()), images, judgements, prefix, caption, label, classes, templates, captioning, batch, seed, storage_options
     )

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.stage import Strict
 
 M = TypeVar("M", bound=BaseModel)
+SECRETS, STORAGE_OPTION = "storage_options", "--storage-option"  # a section, and an option, whose values are never repeated in an error
 
 
 class Input(Strict):
@@ -110,7 +111,11 @@ def read_raw(path: str | Path, overrides: list[str] | None = None) -> dict[str, 
     source = Path(path)
     if not source.is_file():
         raise UserError(f"{source}: no such config; see the presets in configs/")
-    raw = _parse(source.read_text(encoding="utf-8"), str(source))
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise UserError(f"{source}: not a config but a binary file; a config is YAML in UTF-8") from err
+    raw = _parse(text, str(source))
     if not isinstance(raw, dict):
         raise UserError(f"{source}: expected a mapping with input, run and stages")
     for override in overrides or []:
@@ -159,12 +164,13 @@ def _override(raw: dict[str, Any], override: str, option: str = "--set") -> None
     dotted, eq, text = override.partition("=")
     if not eq or not dotted:
         raise UserError(f"{option} {override}: expected key.sub=value")
-    value = _parse(text, f"{option} {override}")
+    said = f"{option} {dotted}=…" if SECRETS in dotted or option == STORAGE_OPTION else f"{option} {override}"
+    value = _parse(text, said)
     node: Any = raw
     rest = dotted
     while True:
         part, rest = _first_part(node, rest)
-        at = _index(node, part, override) if isinstance(node, list) else part
+        at = _index(node, part, said) if isinstance(node, list) else part
         if not rest:
             node[at] = value
             return
@@ -172,7 +178,7 @@ def _override(raw: dict[str, Any], override: str, option: str = "--set") -> None
             node[part] = {}
         node = node[at]
         if not isinstance(node, dict | list):
-            raise UserError(f"{option} {override}: {part} is a value, not a section")
+            raise UserError(f"{said}: {part} is a value, not a section")
 
 
 def _first_part(node: Any, dotted: str) -> tuple[str, str]:
@@ -182,12 +188,12 @@ def _first_part(node: Any, dotted: str) -> tuple[str, str]:
     return part, dotted[len(part) + 1 :]
 
 
-def _index(node: list[Any], part: str, override: str) -> int:
+def _index(node: list[Any], part: str, said: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
         names = [entry.get("name") for entry in node if isinstance(entry, dict)]
         if part in names:
             return names.index(part)
-        raise UserError(f"--set {override}: {part} is neither an index below {len(node)} nor a name of {names}")
+        raise UserError(f"{said}: {part} is neither an index below {len(node)} nor a name of {names}")
     return int(part)
 
 
@@ -203,11 +209,18 @@ def validate(model: type[M], raw: Any, where: str, prefix: str = "") -> M:
 def _explain(model: type[BaseModel], fault: Any, where: str, prefix: str) -> str:
     path = ".".join([prefix, *map(str, fault["loc"])] if prefix else map(str, fault["loc"])) or "(top)"
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {path}: {fault['msg']} (got {str(fault.get('input'))[:80]!r})"
+        return f"{where}: {path}: {fault['msg'].removeprefix('Value error, ')}{_got(fault)}"
     names = _names_at(model, fault["loc"][:-1])
     near = difflib.get_close_matches(str(fault["loc"][-1]), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(names)}"
     return f"{where}: {path}: unknown key{hint}"
+
+
+def _got(fault: Any) -> str:
+    """The value at fault, where it is short and opens no storage: whole sections may hold keys and passwords."""
+    value = fault.get("input")
+    shown = isinstance(value, str | int | float) and SECRETS not in fault["loc"]
+    return f" (got {str(value)[:80]!r})" if shown else ""
 
 
 def _names_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -82,6 +82,26 @@ def test_a_bad_override_names_the_key_and_what_would_be_right(tmp_path: Path, ov
     assert message in refusal(tmp_path, GOOD, *overrides)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["input.storage_options=sesame"],
+        ["run={storage_options: {secret: sesame}, nam: x}"],
+        ["run.storage_options.secret=[sesame"],
+        ["run.storage_options.secret=sesame", "run.storage_options.secret.more=sesame"],
+        ["input=[{storage_options: {secret: sesame}}]"],
+    ],
+)
+def test_no_error_repeats_what_may_open_a_storage(tmp_path: Path, overrides: list[str]) -> None:
+    assert "sesame" not in refusal(tmp_path, GOOD, *overrides)
+
+
+def test_a_file_that_is_no_text_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff\xfe\x00model")
+    with pytest.raises(UserError, match="not a config but a binary file"):
+        config.read_raw(tmp_path / "model.safetensors")
+
+
 def test_every_fault_is_told_at_once_on_a_line_of_its_own(tmp_path: Path) -> None:
     lines = refusal(tmp_path, GOOD, "run.sead=1", "pool.kepp=1", "run.seed=-1").splitlines()
     assert len(lines) == 3
