@@ -116,6 +116,9 @@ def arrange(entries: list[Entry]) -> Layout:
             raise UserError(f"stages: {needed} is missing; every corpus needs ingest, download and images (of videos: frames)")
     if "frames" in names and "images" in names:
         raise UserError("stages.images: a corpus holds images or the frames of videos, not both")
+    media = "frames" if made == "frames" else "image"
+    if any(entry.name == "scores" and entry.stage.config.media != media for entry in entries):
+        raise UserError(f"stages.scores.media: the corpus has the stage {made}; set stages.scores.media: {media}")
     if names[0] != "ingest":
         raise UserError(f"stages: the first must be ingest, not {names[0]}")
     at = {name: names.index(name) for name in BARRIERS if name in names}
