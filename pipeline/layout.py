@@ -48,11 +48,12 @@ class Layout:
     @property
     def scorer(self) -> str | None:
         """The model that scores pairs, with what has to be said of it where it is a stand-in; None where nothing does."""
-        stage = next((entry.stage for entry in self.scores if entry.name == "scores"), None)
-        if stage is None:
-            return None
-        said = getattr(stage, "demonstration", None)
-        return f"{stage.config.model}: {said}" if said else str(stage.config.model)
+        return _judge(self.scores, "scores")
+
+    @property
+    def aligner(self) -> str | None:
+        """The same of the model that tells when a video shows what is said."""
+        return _judge(self.pool, "alignment")
 
     def phases(self) -> list[tuple[str, list[Entry]]]:
         """Phase names with their stages, in the order in which they run."""
@@ -101,6 +102,14 @@ def faults_of(where: str) -> Iterator[None]:
         if str(err).startswith(f"{where}: "):
             raise
         raise UserError(f"{where}: {err}") from err
+
+
+def _judge(entries: list[Entry], name: str) -> str | None:
+    stage = next((entry.stage for entry in entries if entry.name == name), None)
+    if stage is None:
+        return None
+    said = getattr(stage, "demonstration", None)
+    return f"{stage.config.model}: {said}" if said else str(stage.config.model)
 
 
 def layout_order(layout: Layout) -> list[Entry]:

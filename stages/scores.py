@@ -21,10 +21,9 @@ from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict, drop, keyless
 from stages.lib.towers import Choice, ModelError, Precision, Towers
 
-MEDIA = {
-    "image": Column(pa.large_binary(), "the stored, encoded image"),
-    "frames": Column(pa.list_(pa.large_binary()), "the stored, encoded frames of a clip"),
-}
+IMAGE = Column(pa.large_binary(), "the stored, encoded image (media: frames: `frames`, those of a clip)")
+FRAMES = Column(pa.list_(pa.large_binary()), "the stored, encoded frames of a clip")
+CAPTION = Column(pa.string(), "the cleaned caption; null is scored as an empty text")
 
 
 class Scores(Stage):
@@ -37,6 +36,7 @@ class Scores(Stage):
 
     name = "scores"
     version = 1
+    reads = {"image": IMAGE, "caption": CAPTION}
     adds = {"similarity": Column(pa.float32(), "cosine of image and caption embedding, -1 to 1; unscaled by the model's logit scale")}
     reasons = {"undecodable": "the stored image, or a frame, cannot be decoded again"}
 
@@ -71,8 +71,8 @@ class Scores(Stage):
         self.choice = Choice(self.config.model, self.config.pretrained, self.config.precision)
         self.version = Scores.version + self.choice.version  # type: ignore[misc]
         self.files = self.choice.files()
-        media = self.config.media
-        self.reads = {media: MEDIA[media], "caption": Column(pa.string(), "the cleaned caption; null is scored as an empty text")}
+        if (media := self.config.media) == "frames":
+            self.reads = {"frames": FRAMES, "caption": CAPTION}
         self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
         if self.config.embeddings:
             kinds = {"image_embedding": "image" if media == "image" else "clip (mean of its frames')", "text_embedding": "caption"}
