@@ -140,8 +140,8 @@ class Alignment(Stage):
             table = table.append_column(name, pa.array([values[place] for values in judged], column.type))
         return table
 
-    def _video(self, path: str, spans: list[tuple[float, float]], captions: list[str]) -> list[np.ndarray]:
-        """Of each clip the similarity at each offset, NaN where there is none; nothing of a video that cannot be read."""
+    def _video(self, path: str, spans: list[tuple[float, float]], captions: list[str]) -> list[np.ndarray | None]:
+        """Of each clip the similarity at each offset, NaN where there is none; None where the video cannot be read."""
         reach = floor(self.config.window_s / self.config.step_s + 1e-9)
         inner = [_inner(span, self.config.step_s) for span in spans]
         wanted = sorted({number for first, last in inner for number in range(max(0, first - reach), last + reach + 1)})
@@ -149,7 +149,7 @@ class Alignment(Stage):
             with Video(path, self.config.max_pixels) as video:
                 seen = self._seen(video, wanted)
         except UnreadableError:
-            return []
+            return [None] * len(spans)
         texts = self.towers.embed_texts(captions)
         return [self._curve(seen, span, ends, text, reach) for span, ends, text in zip(spans, inner, texts, strict=True)]
 
