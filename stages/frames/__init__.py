@@ -15,13 +15,10 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
 from stages.frames.decode import Missing, Shown, UnreadableError, Video
+from stages.frames.spans import spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
-SHIFTING = {
-    "offset_s": Column(pa.float32(), "seconds from the speech to the frames that fit it best; null: unknown"),
-    "offset_gain": Column(pa.float32(), "by how much better they fit"),
-}
 MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
 
 
@@ -55,9 +52,6 @@ class Options(Strict):
     """Pixels of the video's shorter side."""
     max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
     """Width times height of a frame; 8K has 33 million."""
-    shift_min_gain: float | None = Field(None, ge=0)
-    """Shift the frames of a clip by its `offset_s` where the text fits them by so much better there (`offset_gain`; 0: wherever it does).
-    Needs the stage `alignment` before this one; null: no clip is shifted."""
     threads: int = keyless(1, ge=1, le=64)
     """Threads of one video's decoder. A worker decodes several videos at once, so one is fastest where there are many."""
 
@@ -89,6 +83,7 @@ class Frames(Stage):
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
         "end_s": Column(pa.float64(), "where it ends"),
     }
+    may_read = {"shift_s": Column(pa.float32(), "seconds by which the frames lie after the speech (alignment)")}
     adds = {
         "frames": Column(pa.list_(pa.large_binary()), "the pictures as they go into the shards, in order of time"),
         "format": Column(pa.string(), "their encoding: jpg or webp"),
@@ -119,12 +114,6 @@ class Frames(Stage):
     class Config(Options):
         pass
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
-        if self.config.shift_min_gain is not None:
-            self.reads = {**Frames.reads, **SHIFTING}
-            self.adds = {**Frames.adds, "shift_s": Column(pa.float32(), "seconds by which frame_times lie after those of the speech")}
-
     def check_ready(self) -> None:
         """Raises UserError where the extra is missing."""
         try:
@@ -142,9 +131,8 @@ class Frames(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Each video once, for all its rows."""
-        starts, ends, paths = (table[name].to_pylist() for name in ("start_s", "end_s", "video"))
-        shifts = self._shifts(table)
-        clips = [Clip(n, self._times(*span)) for n, span in enumerate(zip(starts, ends, shifts, strict=True))]
+        paths = table["video"].to_pylist()
+        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(spans(table))]
         for path in dict.fromkeys(paths):
             self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path])
         _hash([clip for clip in clips if clip.grey is not None])
@@ -153,22 +141,13 @@ class Frames(Stage):
             "detail": pa.array([clip.detail for clip in clips], pa.string()),
         }
         for name, column in self.adds.items():
-            columns[name] = pa.array(shifts if name == "shift_s" else [clip.facts.get(name) for clip in clips], column.type)
+            columns[name] = pa.array([clip.facts.get(name) for clip in clips], column.type)
         return pa.table({"row": table["row"], **columns})
 
-    def _shifts(self, table: pa.Table) -> list[float]:
-        """Seconds by which each clip's frames are shifted."""
-        least = self.config.shift_min_gain
-        if least is None:
-            return [0.0] * len(table)
-        pairs = zip(table["offset_s"].to_pylist(), table["offset_gain"].to_pylist(), strict=True)
-        return [offset if gain is not None and gain >= least else 0.0 for offset, gain in pairs]
-
-    def _times(self, start: float | None, end: float | None, shift: float = 0.0) -> list[float]:
-        """The wanted times of a segment, shifted by so many seconds: rising, to the microsecond; none where it has no length."""
+    def _times(self, start: float | None, end: float | None) -> list[float]:
+        """The wanted times of a segment, rising, to the microsecond; none where it has no length."""
         if start is None or end is None or not 0 <= start < end:
             return []
-        start, end = start + shift, end + shift
         config = self.config
         count, step = config.count, (end - start) / config.count
         if config.pick == "per_second":

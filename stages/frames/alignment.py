@@ -47,6 +47,9 @@ class Options(Strict):
     tolerance: float = Field(0.005, ge=0, le=1)
     """Similarities that differ by less count as equal, and of equal ones the offset nearest to 0 is taken: in a scene that stands still,
     two frames differ by 0.001 with the offline scorer."""
+    shift_min_gain: float | None = Field(None, ge=0)
+    """Clips whose `offset_gain` is at least this are shifted by their `offset_s`: `cuts` and `frames` then look at that time (0: wherever
+    anything is gained). null: none is shifted."""
     batch: int = Field(64, ge=1)
     """Frames at once."""
     precision: Precision = "auto"
@@ -73,7 +76,7 @@ class Seen:
 
 
 class Alignment(Stage):
-    """Columns to drop by, or for `frames: {shift_min_gain: …}`. A clip of a video that cannot be read gets nulls; `frames` says why.
+    """Columns to drop by, and by option a shift. A clip of a video that cannot be read gets nulls; `frames` says why.
 
     It stands between download and frames, since only there a video is at hand. What is fetched therefore goes by the caption and the model
     too: another model fetches the videos anew.
@@ -91,6 +94,7 @@ class Alignment(Stage):
         "offset_s": Column(pa.float32(), "seconds from the speech to the frames that fit it best; below 0: shown before it is said"),
         "alignability": Column(pa.float32(), "the greatest similarity of text and frames at any offset, -1 to 1"),
         "offset_gain": Column(pa.float32(), "similarity at offset_s less that at offset 0; null where that has none"),
+        "shift_s": Column(pa.float32(), "seconds by which the clip's frames are shifted: offset_s, or 0 where it stays"),
         "offset_similarities": Column(pa.list_(pa.float32()), "at each offset, rising; null where the video has no frame there"),
     }
 
@@ -135,7 +139,7 @@ class Alignment(Stage):
             made = self._video(path, [spans[n] for n in at], [captions[n] for n in at])
             for n, curve in zip(at, made, strict=True):
                 curves[n] = curve
-        judged = [_judged(curve, self.config.step_s, self.config.tolerance) for curve in curves]
+        judged = [_judged(curve, self.config) for curve in curves]
         for place, (name, column) in enumerate(self.adds.items()):
             table = table.append_column(name, pa.array([values[place] for values in judged], column.type))
         return table
@@ -214,16 +218,16 @@ def _inner(span: tuple[float, float], step: float) -> tuple[int, int]:
     return (first, last) if first <= last else (middle := round(sum(span) / 2 / step), middle)
 
 
-def _judged(
-    curve: np.ndarray | None, step: float, tolerance: float
-) -> tuple[float | None, float | None, float | None, list[float | None] | None]:
-    """Best offset, greatest similarity, gain over offset 0, and the curve."""
+def _judged(curve: np.ndarray | None, config: Options) -> tuple[float | None, float | None, float | None, float, list[float | None] | None]:
+    """Best offset, greatest similarity, gain over offset 0, shift, and the curve."""
     if curve is None or np.isnan(curve).all():
-        return None, None, None, None
+        return None, None, None, 0.0, None
     shifts = np.arange(len(curve)) - len(curve) // 2
     greatest = np.nanmax(curve)
-    good = np.flatnonzero(curve >= greatest - tolerance)
+    good = np.flatnonzero(curve >= greatest - config.tolerance)
     best = min(good.tolist(), key=lambda at: (abs(shifts[at]), -curve[at]))
-    here = curve[len(curve) // 2]
+    offset, here = float(shifts[best] * config.step_s), curve[len(curve) // 2]
     gain = None if np.isnan(here) else float(round(curve[best] - here, DECIMALS))
-    return float(shifts[best] * step), float(greatest), gain, [None if np.isnan(value) else value for value in curve.tolist()]
+    shifted = config.shift_min_gain is not None and gain is not None and gain >= config.shift_min_gain
+    values = [None if np.isnan(value) else value for value in curve.tolist()]
+    return offset, float(greatest), gain, offset if shifted else 0.0, values

@@ -11,10 +11,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import catalog
 from pipeline.errors import UserError
 from pipeline.frame import apply, framed
-from pipeline.layout import arrange, layout_order
 from pipeline.sample import film
 from stages.frames import Frames
 from stages.frames.alignment import Alignment
@@ -118,24 +116,15 @@ def test_a_frame_goes_through_the_model_once_for_all_clips(colours: Path) -> Non
 
 def test_frames_are_those_of_the_shifted_time(colours: Path) -> None:
     """A clip is shifted where that gains enough; the others stay, and each says by how much it was."""
-    judged = apply(stage(), table(colours, [(4.0, 8.0, "blue"), (9.0, 11.0, "blue"), (13.0, 15.0, "blue"), (28.5, 30.0, "red")]))
-    frames = Frames(Frames.Config(count=2, shift_min_gain=0.1))
+    clips = [(4.0, 8.0, "blue"), (9.0, 11.0, "blue"), (13.0, 15.0, "blue"), (28.5, 30.0, "red")]
+    judged = apply(stage(shift_min_gain=0.5), table(colours, clips))
+    frames = Frames(Frames.Config(count=2))
     frames.open()
     rows = apply(frames, judged).to_pylist()
-    assert [row["shift_s"] for row in rows] == [4, 0, -3, 0]
-    assert [row["frame_times"] for row in rows[:3]] == [[9, 11], [9.5, 10.5], [10.5, 11.5]]
+    assert [(row["offset_s"], row["shift_s"]) for row in rows] == [(4, 4), (0, 0), (-3, 0), (None, 0)]
+    assert [row["frame_times"] for row in rows[:3]] == [[9, 11], [9.5, 10.5], [13.5, 14.5]]
     assert rows[3]["fate"] == "frames:out_of_video"
-    unmoved = Frames(Frames.Config(count=2))
-    unmoved.open()
-    assert "shift_s" not in apply(unmoved, judged).column_names
-    assert apply(unmoved, judged)["frame_times"][0].as_py() == [5, 7]
-
-
-def test_frames_can_be_shifted_only_after_an_alignment() -> None:
-    given = {"ingest": {"subtitles": True}, "subtitles": {}, "segments": {}, "captions": {}, "download": {"to": "disk"}}
-    entries = [catalog.entry(name, options) for name, options in {**given, "frames": {"shift_min_gain": 0}}.items()]
-    with pytest.raises(UserError, match=r"stages.frames: reads .*offset_s.*which no stage before it adds"):
-        catalog.check_order(layout_order(arrange([*entries, catalog.entry("shards")])))
+    assert {row["shift_s"] for row in aligned(colours, clips)} == {0}
 
 
 @pytest.mark.skipif(bool(offline_scorer.missing()), reason="needs the extra scorer")
