@@ -24,7 +24,7 @@ from stages.frames.decode import Missing, UnreadableError, Video
 from stages.frames.spans import spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
-WIDTH = 256  # pixels a row of what is compared, as PySceneDetect takes it
+SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
 PER_S = 60  # of a video with more frames a second, so many are looked at
 WARM_S = 0.2  # before a detector's first cut: the frames that it compares with
 
@@ -117,8 +117,7 @@ class Cuts(Stage):
         detector = self._detector()
         last = None
         for at_s, frame in run:
-            height = max(2, round(frame.height * WIDTH / frame.width))
-            small = video.converter.reformat(frame, width=WIDTH, height=height, format="bgr24", interpolation="AREA").to_ndarray()
+            small = _small(video.converter.reformat(frame, format="bgr24").to_ndarray())
             last = FrameTimecode(Timecode(round(at_s * 1_000_000), Fraction(1, 1_000_000)), fps=25.0)  # a rate is asked for, and not used
             yield from (cut.seconds for cut in detector.process_frame(last, small))
         if last is not None:
@@ -131,6 +130,16 @@ class Cuts(Stage):
         if self.config.detector == "content":
             return ContentDetector(threshold=threshold, min_scene_len=self.config.min_shot_s)
         return AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=self.config.min_shot_s)
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    """Scaled as PySceneDetect does it, since its thresholds are set on that: a better filter makes changes smaller."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    if (factor := max(height, width) / SIDE) <= 1:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (max(1, round(width / factor)), max(1, round(height / factor))), interpolation=cv2.INTER_LINEAR))
 
 
 def _runs(video: Video, around: list[tuple[float, float]]) -> Iterator[Iterator[tuple[float, Any]]]:
