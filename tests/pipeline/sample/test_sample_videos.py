@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from pipeline import plan, runs, verify
+from pipeline import export, plan, runs, verify
+from pipeline.errors import UserError
 from pipeline.explain import stories
 from pipeline.sample import counter, film
+from stages.ingest.files import list_files, stream
 from stages.lib import offline_scorer
 
 CONFIG = Path(__file__).parents[3] / "configs" / "howto100m_subset.yaml"
@@ -98,6 +101,25 @@ def test_most_clips_fit_best_when_they_are_said(made: runs.Result) -> None:
     report = json.loads(Path(made.folder, "report/report.json").read_text())
     assert {"offset_s", "alignability", "offset_gain", "similarity"} <= report["histograms"].keys()
     assert "offline-scorer" in json.loads(Path(made.folder, "shards/manifest.json").read_text())["aligned_by"]
+
+
+def test_clips_are_exported_as_howto100ms_files(made: runs.Result, tmp_path: Path) -> None:
+    """Read as MIL-NCE's loader reads them: a video's captions lie under its name; and by our own input."""
+    counts = export.run(made.folder, str(tmp_path / "out"))
+    clips = [(json.loads(sample["json"]), sample["txt"].decode()) for sample in samples(made)]
+    wanted = sorted((meta["source_id"], round(meta["start_s"], 3), round(meta["end_s"], 3), text) for meta, text in clips)
+    assert counts == {"videos": len({video for video, *_ in wanted}), "clips": len(wanted)}
+    found = []
+    for video in csv.DictReader((tmp_path / "out/videos.csv").open(encoding="utf-8", newline="")):
+        name = video["video_path"].split(".")[0]
+        for line in csv.DictReader((tmp_path / f"out/captions/{name}.csv").open(encoding="utf-8", newline="")):
+            found.append((name, float(line["start"]), float(line["end"]), line["text"]))
+    assert found == wanted
+    (listed,) = list_files(str(tmp_path / "out/raw_caption.json"), "howto100m")
+    rows = next(stream(listed, 0, 100)).to_pylist()
+    assert sorted((row["video_id"], *line) for row in rows for line in zip(*json.loads(row["subtitle"]).values(), strict=True)) == wanted
+    with pytest.raises(UserError, match="there is something already"):
+        export.run(made.folder, str(tmp_path / "out"))
 
 
 def test_the_run_agrees_with_itself_and_nothing_is_left_to_do(made: runs.Result) -> None:
