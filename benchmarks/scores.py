@@ -56,17 +56,17 @@ def bare(stage: Any, table: pa.Table) -> Callable[[], None]:
     """open_clip's two towers over batches that lie ready on the device."""
     import torch
 
-    batches = []
+    towers, batches = stage.towers, []
     for at in range(0, len(table), stage.config.batch):
         rows = table[at : at + stage.config.batch]
-        pixels = torch.stack([stage._transform(Image.open(io.BytesIO(body.as_py())).convert("RGB")) for body in rows["image"]])
-        batches.append((pixels.to(stage._device, stage._dtype), stage._tokenizer(rows["caption"].to_pylist()).to(stage._device)))
+        pixels = torch.stack([towers.transform(Image.open(io.BytesIO(body.as_py())).convert("RGB")) for body in rows["image"]])
+        batches.append((pixels.to(towers.device, towers.dtype), towers.tokenizer(rows["caption"].to_pylist()).to(towers.device)))
 
     def loop() -> None:
         with torch.inference_mode():
             for pixels, tokens in batches:
-                image = stage._model.encode_image(pixels, normalize=True)
-                text = stage._model.encode_text(tokens, normalize=True)
+                image = towers.model.encode_image(pixels, normalize=True)
+                text = towers.model.encode_text(tokens, normalize=True)
                 (image * text).sum(-1).float().cpu()
 
     return loop
@@ -99,9 +99,11 @@ def main() -> int:
         times["stage"].append(seconds(lambda: stage(table)))
     stage.close()
     ours, peer = statistics.median(times["stage"]), statistics.median(times["bare"])
-    print(f"{given.model}, {stage._device}, {given.pairs} pairs: stage {given.pairs / ours:.1f}/s, bare loop {given.pairs / peer:.1f}/s")
+    print(
+        f"{given.model}, {stage.towers.device}, {given.pairs} pairs: stage {given.pairs / ours:.1f}/s, bare loop {given.pairs / peer:.1f}/s"
+    )
     results.add(
-        f"scores: pairs a second, {given.model} on {stage._device.type}, peer bare open_clip loop",
+        f"scores: pairs a second, {given.model} on {stage.towers.device.type}, peer bare open_clip loop",
         given.pairs / ours,
         given.pairs / peer,
         TARGET,

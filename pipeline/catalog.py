@@ -26,6 +26,8 @@ BUILT_IN: Mapping[str, str] = {
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
     "images": "stages.images:Images",
+    "alignment": "stages.frames.alignment:Alignment",
+    "cuts": "stages.frames.cuts:Cuts",
     "frames": "stages.frames:Frames",
     "scores": "stages.scores:Scores",
     "heads": "stages.heads:Heads",

@@ -154,6 +154,14 @@ def verify(run: Run) -> None:
 
 
 @app.command()
+def export(run: Run, out: Annotated[str, typer.Argument(help="A new folder or fsspec URL for the files.")]) -> None:
+    """Writes the clips of a run over videos as HowTo100M's files: a CSV a video, the list, and raw_caption.json."""
+    import pipeline.export
+
+    pipeline.export.show(run, out)
+
+
+@app.command()
 def train(config: Config, overrides: Set = None) -> None:
     """Trains a model on shards: a corpus config's own, or those that a config of configs/train/ names. Repeated, it goes on."""
     import pipeline.train

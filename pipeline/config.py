@@ -27,9 +27,11 @@ class Input(Strict):
     path: str | list[str]
     """File, folder, glob or fsspec URL (or a list of them); `sample://laion` is the embedded sample."""
     columns: str | dict[str, str] = "auto"
-    """`auto` recognises published spellings; else our name -> the table's name, as {url: LINK, caption: ALT}."""
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "json", "img2dataset"] = "auto"
-    """What the files are; `auto` goes by their names (and a folder of shards is img2dataset's)."""
+    """`auto` recognises published spellings; else our name -> the table's name, as {url: LINK, caption: ALT}, or a text with names of
+    columns in braces, as {stored_at: "videos/{video_id}.mp4"}."""
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "json", "howto100m", "img2dataset"] = "auto"
+    """What the files are; `auto` goes by their names (and a folder of shards is img2dataset's). `howto100m`: its raw_caption.json or
+    caption.json."""
     header: Literal["auto", "cc3m", "cc12m"] | list[str] = "auto"
     """For headerless tables: the published column order, or the columns' names."""
     storage_options: dict[str, Any] = {}

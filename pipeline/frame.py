@@ -134,7 +134,8 @@ def _view(stage: Stage, table: pa.Table, mask: Any) -> pa.Table:
     missing = [name for name in stage.reads if name not in table.column_names]
     if missing:
         raise ContractError(f"{stage.name} reads {', '.join(missing)}, which the table lacks; it has {', '.join(table.column_names)}")
-    names = list(dict.fromkeys(["row", *stage.reads, "fate", "detail"]))
+    here = [name for name in stage.may_read if name in table.column_names]
+    names = list(dict.fromkeys(["row", *stage.reads, *here, "fate", "detail"]))
     return table.select(names).filter(mask)
 
 

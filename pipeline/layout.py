@@ -48,11 +48,12 @@ class Layout:
     @property
     def scorer(self) -> str | None:
         """The model that scores pairs, with what has to be said of it where it is a stand-in; None where nothing does."""
-        stage = next((entry.stage for entry in self.scores if entry.name == "scores"), None)
-        if stage is None:
-            return None
-        said = getattr(stage, "demonstration", None)
-        return f"{stage.config.model}: {said}" if said else str(stage.config.model)
+        return _judge(self.scores, "scores")
+
+    @property
+    def aligner(self) -> str | None:
+        """The same of the model that tells when a video shows what is said."""
+        return _judge(self.pool, "alignment")
 
     def phases(self) -> list[tuple[str, list[Entry]]]:
         """Phase names with their stages, in the order in which they run."""
@@ -103,6 +104,14 @@ def faults_of(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {err}") from err
 
 
+def _judge(entries: list[Entry], name: str) -> str | None:
+    stage = next((entry.stage for entry in entries if entry.name == name), None)
+    if stage is None:
+        return None
+    said = getattr(stage, "demonstration", None)
+    return f"{stage.config.model}: {said}" if said else str(stage.config.model)
+
+
 def layout_order(layout: Layout) -> list[Entry]:
     return [entry for _, entries in layout.phases() for entry in entries]
 
@@ -116,6 +125,9 @@ def arrange(entries: list[Entry]) -> Layout:
             raise UserError(f"stages: {needed} is missing; every corpus needs ingest, download and images (of videos: frames)")
     if "frames" in names and "images" in names:
         raise UserError("stages.images: a corpus holds images or the frames of videos, not both")
+    media = "frames" if made == "frames" else "image"
+    if any(entry.name == "scores" and entry.stage.config.media != media for entry in entries):
+        raise UserError(f"stages.scores.media: the corpus has the stage {made}; set stages.scores.media: {media}")
     if names[0] != "ingest":
         raise UserError(f"stages: the first must be ingest, not {names[0]}")
     at = {name: names.index(name) for name in BARRIERS if name in names}

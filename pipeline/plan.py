@@ -54,7 +54,9 @@ def _line(known: Known, phase: str, before: dict[str, Any] | None) -> Line:
     needs = [entry.stage.resources for entry in entries]
     resources = f"{max(n.cpus for n in needs):g} CPU" + (f" {max(n.gpus for n in needs):g} GPU" if any(n.gpus for n in needs) else "")
     began = done > 0 or (phase in WHOLE and bool(known.run.store.names(known.folder(phase))))
-    note = f"scored by {known.run.layout.scorer}" if phase == "scores" and known.run.layout.scorer else ""
+    judges = {"scores": ("scored", known.run.layout.scorer), "pool": ("aligned", known.run.layout.aligner)}
+    done_by, judge = judges.get(phase, ("", None))
+    note = f"{done_by} by {judge}" if judge else ""
     return Line(phase, ", ".join(e.name for e in entries), key, resources, todo, done, _why(known, phase, before, todo, began), note)
 
 
@@ -142,7 +144,7 @@ def show(config: str | Path, overrides: list[str]) -> None:
         table.add_row(line.phase, line.stages, line.key, line.resources, todo, f"{line.done:,}", line.why, style=style)
     console = Console() if sys.stdout.isatty() else Console(width=180)
     console.print(table)
-    if not any(line.note for line in lines):
+    if not any(line.note for line in lines if line.phase == "scores"):
         console.print("not scored: the config has no `scores` stage, so no image is compared with its caption", soft_wrap=True)
     for line in lines:
         if line.note:

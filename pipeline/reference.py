@@ -53,6 +53,7 @@ def stage_text(stage: type[Stage]) -> str:
         f"{inspect.cleandoc(stage.__doc__ or '')}\n",
         f"Version {stage.version}; shape {stage.shape}; {resources}.\n",
         _columns("Reads", stage.reads),
+        _columns("Reads where an earlier stage adds them", stage.may_read),
         _columns("Adds", stage.adds),
         _section("Reasons", ("fate", "meaning"), ((f"`{stage.name}:{reason}`", text) for reason, text in stage.reasons.items())),
         _section("Options", ("option", "type", "default", "meaning"), options(stage.Config)),

@@ -88,6 +88,7 @@ class Stage:
     shape: ClassVar[Shape] = "rows"
     # Of the class; an instance may set its own where they follow from its config.
     reads: Mapping[str, Column] = {}
+    may_read: Mapping[str, Column] = {}  # taken where an earlier stage of the same phase adds them
     adds: Mapping[str, Column] = {}
     reasons: Mapping[str, str] = {}
     resources: Resources = Resources()

@@ -1,6 +1,6 @@
 """scores: how well image and caption fit, by a model with two towers: the cosine of their embeddings, as a column to select on.
 
-Any open_clip model, or the bundled offline scorer, which needs no download and is for demonstrations alone.
+Any open_clip model, or the bundled offline scorer, which needs no download and is for demonstrations alone (stages/lib/towers.py).
 
 The image is the stored, encoded one: what is judged is what is trained on, and a resumed run gives the same numbers. Batches
 are cut at fixed places of the table, since a model's numbers depend a little on the batch that it sees.
@@ -8,38 +8,37 @@ are cut at fixed places of the table, since a model's numbers depend a little on
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import io
-import pickle
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict, drop, keyless
-from stages.lib import offline_scorer, torchvision_shim
+from stages.lib.towers import Choice, ModelError, Precision, Towers
 
-Precision = Literal["fp32", "bf16", "fp16"]
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+IMAGE = Column(pa.large_binary(), "the stored, encoded image (media: frames: `frames`, those of a clip)")
+FRAMES = Column(pa.list_(pa.large_binary()), "the stored, encoded frames of a clip")
+CAPTION = Column(pa.string(), "the cleaned caption; null is scored as an empty text")
 
 
 class Scores(Stage):
-    """Similarity of each image to its caption (Radford et al. 2021, section 2.3: cosine of the two normalised embeddings)."""
+    """Similarity of each image to its caption (Radford et al. 2021, section 2.3: cosine of the two normalised embeddings).
+
+    Of a clip it is the mean of its frames' similarities, and not the cosine of their pooled embedding (CLIP4Clip's mean pooling, Luo et al.
+    2021, section 3.3): that is the same number divided by the length of the mean, which is the smaller the more the frames differ. So
+    thresholds mean what they mean for images, and a clip of cuts gains nothing by them.
+    """
 
     name = "scores"
     version = 1
-    reads = {
-        "image": Column(pa.large_binary(), "the stored, encoded image"),
-        "caption": Column(pa.string(), "the cleaned caption; null is scored as an empty text"),
-    }
+    reads = {"image": IMAGE, "caption": CAPTION}
     adds = {"similarity": Column(pa.float32(), "cosine of image and caption embedding, -1 to 1; unscaled by the model's logit scale")}
-    reasons = {"undecodable": "the stored image cannot be decoded again"}
+    reasons = {"undecodable": "the stored image, or a frame, cannot be decoded again"}
 
     class Config(Strict):
         model: str
@@ -49,9 +48,12 @@ class Scores(Stage):
         pretrained: str | None = None
         """The tag of its weights (`openai`, `laion2b_s34b_b79k`, …) or a file of weights; hub and folder models bring theirs, and so does
         the offline scorer, unless a file of projections is named. A file's content is part of the key, as that of a local folder is."""
+        media: Literal["image", "frames"] = "image"
+        """What is judged: `frames` for videos. Of a clip `similarity` is the mean over its frames, and image_embedding the mean of their
+        embeddings, normalised."""
         batch: int = Field(256, ge=1)
-        """Pairs at once. Part of the key: numbers differ in the last digits with the batch."""
-        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+        """Pairs at once (of clips: so many frames at once). Part of the key: numbers differ in the last digits with the batch."""
+        precision: Precision = "auto"
         """`auto`: bf16 on a GPU, fp32 on a CPU; the offline scorer takes fp32 everywhere."""
         embeddings: bool = False
         """Keep both embeddings as float16 columns, image_embedding and text_embedding."""
@@ -66,169 +68,103 @@ class Scores(Stage):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        if self.demonstration:
-            # Other weights in a later release give other numbers under another key.
-            self.version = Scores.version + 1000 * offline_scorer.VERSION  # type: ignore[misc]
-        self.files = _local_files(self.config.model, self.config.pretrained)
+        self.choice = Choice(self.config.model, self.config.pretrained, self.config.precision)
+        self.version = Scores.version + self.choice.version  # type: ignore[misc]
+        self.files = self.choice.files()
+        if (media := self.config.media) == "frames":
+            self.reads = {"frames": FRAMES, "caption": CAPTION}
         self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
         if self.config.embeddings:
-            kinds = {"image_embedding": "image", "text_embedding": "caption"}
+            kinds = {"image_embedding": "image" if media == "image" else "clip (mean of its frames')", "text_embedding": "caption"}
             type_ = pa.list_(pa.float16())
             self.adds = {**Scores.adds, **{n: Column(type_, f"normalised embedding of the {kind}") for n, kind in kinds.items()}}
 
     @property
     def demonstration(self) -> str | None:
         """What has to be said of the scores in every output, where the model is a stand-in; None for a model to be taken at its word."""
-        return offline_scorer.DEMONSTRATION if self.config.model == offline_scorer.NAME else None
+        return self.choice.demonstration
 
     def check_ready(self) -> None:
         """Raises UserError for what is missing: the extra, the model's name, its weights."""
-        if self.demonstration:
-            self._check_offline()
-            return
-        if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
-            raise UserError('stages.scores: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
-        model, pretrained = self.config.model, self.config.pretrained
-        if Path(model).is_dir() and not (Path(model) / "open_clip_config.json").is_file():
-            raise UserError(f"stages.scores.model: {model} has no open_clip_config.json; give a folder as open_clip's hub models have")
-        if Path(model).is_dir() and not any(path.suffix in WEIGHTS for path in Path(model).iterdir()):
-            raise UserError(f"stages.scores.model: {model} holds no weights ({', '.join(WEIGHTS)}); a model without them judges nothing")
-        if _brings_weights(model) or (pretrained and Path(pretrained).is_file()):
-            return
-        torchvision_shim.ensure()
-        import open_clip
-
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        if model not in open_clip.list_models():
-            near = difflib.get_close_matches(model, open_clip.list_models(), n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"stages.scores.model: open_clip knows no model {model}, and there is no such folder{hint}")
-        if pretrained not in tags:
-            said = f"{pretrained!r} is none of" if pretrained else "a model without weights judges nothing; choose one of"
-            raise UserError(f"stages.scores.pretrained: {said} {model}'s weights: {', '.join(tags) or 'none'} (or a file)")
-
-    def _check_offline(self) -> None:
-        if lacking := offline_scorer.missing():
-            raise UserError(
-                f"stages.scores.model: offline-scorer needs {', '.join(lacking)}; docs/models/offline_scorer.md says how to install them"
-            )
-        if self.config.precision not in ("auto", "fp32"):
-            raise UserError(f"stages.scores.precision: offline-scorer computes in fp32; leave out precision: {self.config.precision}")
-        if (given := self.config.pretrained) and not Path(given).is_file():
-            raise UserError(f"stages.scores.pretrained: {given} is no file; offline-scorer takes projections of its own training, or none")
+        with _told():
+            self.choice.check()
 
     def open(self) -> None:
-        self.check_ready()
-        import torch
-
-        self._device = torch.device("cuda" if self.config.gpus and torch.cuda.is_available() else "cpu")
-        if self.config.gpus and self._device.type == "cpu":
-            raise UserError("stages.scores.gpus: torch sees no GPU here; install a CUDA torch (docs/install.md), or set gpus: 0")
-        self._threads = ThreadPoolExecutor(max(1, round(self.config.cpus)), thread_name_prefix="decode")
-        if self.demonstration:
-            self._model: Any = self._offline()
-            self._transform: Callable[[Any], Any] = offline_scorer.pixels
-        else:
-            self._open_clip()
-
-    def _offline(self) -> offline_scorer.Scorer:
-        from safetensors import SafetensorError
-
-        try:
-            return offline_scorer.load(self._device.type, self.config.pretrained)
-        except (OSError, RuntimeError, SafetensorError) as err:
-            said = " ".join(str(err).split())[:300]
-            raise UserError(f"stages.scores.pretrained: {self.config.pretrained} holds no projections of offline-scorer: {said}") from err
-
-    def _open_clip(self) -> None:
-        torchvision_shim.ensure()
-        import open_clip
-        import torch
-        from safetensors import SafetensorError
-
-        asked: Precision = self.config.precision if self.config.precision != "auto" else ("bf16" if self._device.type == "cuda" else "fp32")
-        name = f"local-dir:{self.config.model}" if Path(self.config.model).is_dir() else self.config.model
-        weights = None if _brings_weights(self.config.model) else self.config.pretrained
-        options = {"precision": asked, "device": self._device, "require_pretrained": True}
-        try:  # weights_only: a checkpoint is data of strangers and must not run code
-            model = open_clip.create_model(name, weights, weights_only=True, **options)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
-            said = " ".join(str(err).split())[:300]
-            raise UserError(f"stages.scores: cannot load {self.config.model} ({weights or 'its own weights'}): {said}") from err
-        preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
-        self._transform = open_clip.transform.image_transform_v2(preprocessing, is_train=False)
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
-        self._model = model.eval()
-        if self._device.type == "cuda":
-            self._model = self._model.to(memory_format=torch.channels_last)
-        self._tokenizer = open_clip.get_tokenizer(name)
+        with _told():
+            self.towers = Towers(self.choice, self.config.gpus, max(1, round(self.config.cpus)))
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self.towers.close()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        made = [self._scored(table[at : at + self.config.batch]) for at in range(0, len(table), self.config.batch)]
-        return pa.concat_tables(made)
+        return pa.concat_tables([self._scored(table[start:stop]) for start, stop in self._batches(table)])
+
+    def _batches(self, table: pa.Table) -> Iterator[tuple[int, int]]:
+        """Rows whose pictures are at most `batch`, a row at least."""
+        ends = np.cumsum(_counts(table[self.config.media]))
+        start = done = 0
+        while start < len(ends):
+            stop = max(start + 1, int(np.searchsorted(ends, done + self.config.batch, side="right")))
+            yield start, stop
+            start, done = stop, int(ends[stop - 1])
 
     def _scored(self, table: pa.Table) -> pa.Table:
         """One batch; what cannot be decoded is left out of the model's batch."""
-        pixels, faults = self._decoded(table["image"])
-        good = [at for at, fault in enumerate(faults) if fault is None]
+        media = table[self.config.media]
+        counts = _counts(media)
+        pixels, found = self.towers.decoded(_bodies(media))
+        faults = _by_row(found, counts)
+        good = np.array([fault is None for fault in faults])
+        images = self._images([pixels[at] for at in np.flatnonzero(np.repeat(good, counts))], counts[good])
         captions = table["caption"].fill_null("").to_pylist()
-        image, text = self._embed([pixels[at] for at in good], [captions[at] for at in good])
+        text = self.towers.embed_texts([captions[at] for at in np.flatnonzero(good)])
         index = np.full(len(table), -1)
-        index[good] = np.arange(len(good))
+        index[good] = np.arange(good.sum())
         where = pa.array(index, mask=index < 0)
-        table = table.append_column("similarity", pa.array(np.einsum("ij,ij->i", image, text), pa.float32()).take(where))
+        table = table.append_column("similarity", pa.array(np.einsum("ij,ij->i", images, text), pa.float32()).take(where))
         if self.config.embeddings:
-            for name, values in (("image_embedding", image), ("text_embedding", text)):
+            pooled = images if self.config.media == "image" else images / np.linalg.norm(images, axis=1, keepdims=True)
+            for name, values in (("image_embedding", pooled), ("text_embedding", text)):
                 table = table.append_column(name, _lists(values).take(where))
-        return drop(table, pa.array([fault is not None for fault in faults]), "scores:undecodable", pa.array(faults, pa.string()))
+        return drop(table, pa.array(~good), "scores:undecodable", pa.array(faults, pa.string()))
 
-    def _decoded(self, images: pa.ChunkedArray) -> tuple[list[Any], list[str | None]]:
-        """Transformed images, each of shape (3, size, size), and for each what hindered it, if anything."""
-        done = list(self._threads.map(self._decode, images))
-        return [pixels for pixels, _ in done], [fault for _, fault in done]
-
-    def _decode(self, image: pa.Scalar) -> tuple[Any, str | None]:
-        from PIL import Image
-
-        if not image.is_valid:
-            return None, "there is no image"
-        try:
-            with Image.open(io.BytesIO(image.as_buffer())) as opened:
-                return self._transform(opened.convert("RGB")), None
-        except (OSError, ValueError, SyntaxError) as err:
-            return None, f"{type(err).__name__}: {err}"
-
-    def _embed(self, pixels: list[Any], captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Both embeddings, normalised, float32, shape (n, width)."""
-        import torch
-
-        if not pixels:
-            return np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
-        if self.demonstration:
-            return self._model.embed_image(np.stack(pixels)), self._model.encode_text(captions)
-        with torch.inference_mode():
-            stacked = torch.stack(pixels).to(self._device, self._dtype, non_blocking=True)
-            if self._device.type == "cuda":
-                stacked = stacked.contiguous(memory_format=torch.channels_last)
-            tokens = self._tokenizer(captions).to(self._device)
-            image = self._model.encode_image(stacked, normalize=True).float().cpu().numpy()
-            text = self._model.encode_text(tokens, normalize=True).float().cpu().numpy()
-        return image, text
+    def _images(self, pixels: list[Any], counts: np.ndarray) -> np.ndarray:
+        """float32, shape (rows, width): the mean of the embeddings of each row's pictures, `counts` of them for each row."""
+        batch = self.config.batch
+        made = [self.towers.embed_images(pixels[at : at + batch]) for at in range(0, max(1, len(pixels)), batch)]
+        embedded = np.concatenate(made)
+        if len(embedded) == len(counts):
+            return embedded
+        return np.asarray(np.add.reduceat(embedded, np.cumsum(counts) - counts) / counts[:, None], dtype=np.float32)
 
 
-def _brings_weights(model: str) -> bool:
-    return Path(model).is_dir() or model.startswith(("hf-hub:", "local-dir:"))
+@contextmanager
+def _told() -> Iterator[None]:
+    """Faults of the model in the words of this stage's options."""
+    try:
+        yield
+    except ModelError as err:
+        raise UserError(f"stages.scores{err.option and '.'}{err.option}: {err.text}") from err
 
 
-def _local_files(model: str, pretrained: str | None) -> list[str]:
-    """The local files that make the model what it is: the folder's config and weights, or the file of weights."""
-    folder = Path(model.removeprefix("local-dir:"))
-    if folder.is_dir():
-        return sorted(str(path) for path in folder.iterdir() if path.suffix in (*WEIGHTS, ".json") and path.is_file())
-    return [pretrained] if pretrained and Path(pretrained).is_file() else []
+def _counts(media: pa.ChunkedArray) -> np.ndarray:
+    """How many pictures each row has; a row without any is counted as one that is not there."""
+    if not pa.types.is_list(media.type):
+        return np.ones(len(media), dtype=np.int64)
+    return np.asarray(pc.max_element_wise(pc.fill_null(pc.list_value_length(media), 0), 1).to_numpy(), dtype=np.int64)
+
+
+def _bodies(media: pa.ChunkedArray) -> list[memoryview | None]:
+    """The encoded pictures of all rows."""
+    rows = ([item] for item in media) if not pa.types.is_list(media.type) else (clip.values or [pa.scalar(None)] for clip in media)
+    return [memoryview(body.as_buffer()) if body.is_valid else None for row in rows for body in row]
+
+
+def _by_row(faults: list[str | None], counts: np.ndarray) -> list[str | None]:
+    """The first fault of each row's pictures."""
+    ends = np.cumsum(counts)
+    spans = zip((ends - counts).tolist(), ends.tolist(), strict=True)
+    return [next((fault for fault in faults[start:end] if fault), None) for start, end in spans]
 
 
 def _lists(values: np.ndarray) -> pa.ListArray:

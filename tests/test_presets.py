@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config
+from pipeline import config, plan
 from pipeline.errors import UserError
 from pipeline.known import columns_known
 from pipeline.layout import Run, open_run
@@ -152,3 +153,24 @@ def test_datacomps_subset_asks_for_its_file() -> None:
     rules = opened("datacomp_small").config.about["baselines"]["subset"]
     with pytest.raises(UserError, match="cannot read the subset file"):
         Selection(Rules.model_validate(rules)).check({})
+
+
+def test_howto100m_is_planned_from_its_captions(tmp_path: Path) -> None:
+    """A list in the shape of raw_caption.json; the published list with MIL-NCE's csv files beside it is the other way in."""
+    (tmp_path / "raw_caption.json").write_text('{"nVbIUDjzWY4": {"start": [9.0], "end": [12.4], "text": ["we take the chain off"]}}')
+    given = [f"input.path={tmp_path}/raw_caption.json", f"run.root={tmp_path}/runs"]
+    run = opened("howto100m", *given)
+    assert run.layout.media == "frames"
+    assert run.layout.aligner == run.layout.scorer == "ViT-B-32"
+    odd = {rule: said for rule, said in run.config.about["rules"].items() if not str(said).startswith(WAYS)}
+    assert not odd
+    download = next(entry.stage for entry in run.entries if entry.name == "download")
+    with pytest.raises(UserError, match=r"stages\.download\.contact: empty"):
+        download.check_ready()  # type: ignore[attr-defined]
+    row = first_row(run)
+    assert (row["source_id"], row["stored_at"], row["fate"]) == ("nVbIUDjzWY4", "data/howto100m/videos/nVbIUDjzWY4.mp4", "kept")
+    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("av") is None:
+        return
+    lines = plan.make(CONFIGS / "howto100m.yaml", [*given, "stages.download.contact=owner@example.org"])
+    assert [(line.phase, line.todo) for line in lines] == [("rows", 1), ("pool", None), ("scores", None), ("shards", 1)]
+    assert lines[1].note == "aligned by ViT-B-32"

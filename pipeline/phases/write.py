@@ -60,6 +60,8 @@ def publish(known: Known, facts: list[dict[str, Any]]) -> None:
         with store.open(f"{folder}/{name}") as handle:
             beside[name] = asdict(sink.facts_of(handle))
     manifest = {**sink.manifest(known.keys["shards"], facts), "scored_by": known.run.layout.scorer}
+    if known.run.layout.aligner:
+        manifest["aligned_by"] = known.run.layout.aligner
     store.write_json(f"{folder}/done.json", {"shards": facts, "beside": beside})
     store.write_json("shards/manifest.json", manifest)
 

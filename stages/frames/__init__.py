@@ -15,6 +15,7 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
 from stages.frames.decode import Missing, Shown, UnreadableError, Video
+from stages.frames.spans import spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
@@ -82,6 +83,7 @@ class Frames(Stage):
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
         "end_s": Column(pa.float64(), "where it ends"),
     }
+    may_read = {"shift_s": Column(pa.float32(), "seconds by which the frames lie after the speech (alignment)")}
     adds = {
         "frames": Column(pa.list_(pa.large_binary()), "the pictures as they go into the shards, in order of time"),
         "format": Column(pa.string(), "their encoding: jpg or webp"),
@@ -129,8 +131,8 @@ class Frames(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Each video once, for all its rows."""
-        starts, ends, paths = (table[name].to_pylist() for name in ("start_s", "end_s", "video"))
-        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        paths = table["video"].to_pylist()
+        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(spans(table))]
         for path in dict.fromkeys(paths):
             self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path])
         _hash([clip for clip in clips if clip.grey is not None])

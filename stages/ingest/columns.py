@@ -1,16 +1,22 @@
 """Which of a table's columns holds what: the published spellings, and a mapping of the user's own.
 
-Spellings are compared without case. `SPELLINGS` and `SOURCES` are what docs/guide/input.md shows.
+Spellings are compared without case. `SPELLINGS` and `SOURCES` are what docs/guide/input.md shows. Where a mapping has a text with names in
+braces, as `videos/{video_id}.mp4`, the column is made of that (`fill`).
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.errors import UserError
 from stages.ingest.rebatch import OWN
+from stages.ingest.values import strings
 
 SUBTITLES = ("subtitle", "subtitle_at")  # fields that are taken where ingest's option `subtitles` asks for them
 # Our field -> its spellings, lower case, the more telling ones first: of a page's `url` and an `image_url` the latter is the picture's.
@@ -26,7 +32,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "width": ("original_width", "width", "image_width"),
     "height": ("original_height", "height", "image_height"),
     "uid": ("uid",),
-    "source_id": ("sample_id", "id", "image_id", "photo_id", "key"),
+    "source_id": ("sample_id", "id", "image_id", "photo_id", "key", "video_id"),
     "sha256": ("sha256",),
     "md5": ("md5",),
     "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score", "clip_similarity", "clip_similarity_vitl14"),
@@ -40,6 +46,9 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "subtitle_at": ("subtitle_url", "subtitles_url", "captions_url", "subtitle_path", "subtitle_at"),
     "stored_at": (),  # by a mapping alone: a stranger's table must not name files of this machine
 }
+YOUTUBE = "https://www.youtube.com/watch?v={video_id}"
+_NAME = re.compile(r"\{([^{}]+)\}")
+PLAIN = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # what may be put into a made column: a stranger's `../..` must not choose a file of this machine
 SYNONYMS = {"source_caption": "caption", "text": "caption", "license": "licence", "id": "source_id"}
 
 
@@ -51,10 +60,11 @@ class Source:
     has: frozenset[str]
     lacks: frozenset[str] = frozenset()
     swapped: bool = False  # WIDTH holds the height and HEIGHT the width
+    url: str = ""  # what the URL is made of, where the table has none
 
 
-def _source(name: str, has: str, lacks: str = "", swapped: bool = False) -> Source:
-    return Source(name, frozenset(has.split()), frozenset(lacks.split()), swapped)
+def _source(name: str, has: str, lacks: str = "", swapped: bool = False, url: str = "") -> Source:
+    return Source(name, frozenset(has.split()), frozenset(lacks.split()), swapped, url)
 
 
 # The first one that fits. LAION's join script swaps WIDTH and HEIGHT while it adds `hash` and punsafe: only tables without are transposed.
@@ -68,12 +78,14 @@ SOURCES = (
     _source("RedCaps", "image_id subreddit caption"),
     _source("SBU", "image_urls captions user_ids"),
     _source("img2dataset", "url key status error_message"),
+    _source("HowTo100M", "video_id category_1 category_2 task_id", lacks="url", url=YOUTUBE),
+    _source("HowTo100M's captions", "video_id subtitle", lacks="url", url=YOUTUBE),
 )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Field -> the table's column, and what is known of the table."""
+    """Field -> the table's column (or what `fill` makes it of), and what is known of the table."""
 
     of: Mapping[str, str]
     source: Source | None
@@ -103,6 +115,8 @@ def recognise(names: list[str], given: str | Mapping[str, str] = "auto") -> Colu
         found.pop("md5", None)  # older versions took it of the re-encoded file, so that no download ever agrees
     if OWN[1] in names:
         found.setdefault("stored_at", OWN[1])
+    if "url" not in found and source is not None and source.url:
+        found["url"] = source.url
     if "url" not in found and "stored_at" not in found:
         raise UserError(_no_url(names))
     return Columns(found, source, bool(source and source.swapped) and not {"width", "height"} & mapped.keys())
@@ -118,10 +132,29 @@ def _mapped(names: list[str], given: str | Mapping[str, str]) -> dict[str, str]:
         field = SYNONYMS.get(key, key.removeprefix("claimed_"))
         if field not in SPELLINGS:
             raise UserError(f"input.columns.{key}: unknown{_nearest(key, list(SPELLINGS))}; valid: {', '.join(SPELLINGS)}")
-        if column not in names:
+        inner = _NAME.findall(column)
+        if inner and column not in names:
+            if unknown := [name for name in inner if name not in names]:
+                raise UserError(f"input.columns.{key}: {column!r} names {unknown[0]!r}, which the table lacks; it has {_listed(names)}")
+        elif column not in names:
             raise UserError(f"input.columns.{key}: the table has no column {column!r}{_nearest(column, names)}; it has {_listed(names)}")
         out[field] = column
     return out
+
+
+def fill(raw: pa.Table, known: Columns) -> pa.Table:
+    """The table with the columns that are made of others. Null where one of those is null, or has other characters than PLAIN allows."""
+    for text in dict.fromkeys(known.of.values()):
+        if text in raw.column_names:
+            continue
+        pieces = _NAME.split(text)  # text and names in turn
+        made = [strings(raw[piece]) if at % 2 else pa.scalar(piece, pa.string()) for at, piece in enumerate(pieces)]
+        values = pc.binary_join_element_wise(*made, "")
+        for name in pieces[1::2]:
+            plain = pc.match_substring_regex(strings(raw[name]), PLAIN)
+            values = pc.if_else(pc.fill_null(plain, False), values, pa.scalar(None, pa.string()))
+        raw = raw.append_column(text, values)
+    return raw
 
 
 def _no_url(names: list[str]) -> str:

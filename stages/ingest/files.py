@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from stages.ingest import lines, parquet, shards
 from stages.ingest.rebatch import FILE, cut, unique
 
-Format = Literal["parquet", "csv", "tsv", "jsonl", "json", "img2dataset", "tar"]
+Format = Literal["parquet", "csv", "tsv", "jsonl", "json", "howto100m", "img2dataset", "tar"]
 Header = str | Sequence[str]
 
 SUFFIXES: Mapping[str, Format] = {
@@ -36,7 +36,7 @@ SUFFIXES: Mapping[str, Format] = {
     ".json": "json",
     ".tar": "tar",
 }
-FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "json", "img2dataset")
+FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "json", "howto100m", "img2dataset")
 COMPRESSED = (".gz", ".zst")
 # What Arrow raises for a damaged file, and for names of columns that are no UTF-8; see _damage.
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeDecodeError, OSError)
@@ -143,7 +143,8 @@ def _chosen(names: list[str], format: str, entry: str, single: bool) -> list[tup
     if format == "img2dataset" or (format == "auto" and tars):
         return _shard_files(names, kinds, tars, entry)
     if format != "auto":
-        fitting = [name for name in names if kinds[name] == format] or [name for name in names if kinds[name] is None or single]
+        wants = "json" if format == "howto100m" else format
+        fitting = [name for name in names if kinds[name] == wants] or [name for name in names if kinds[name] is None or single]
         if not fitting:
             raise UserError(f"input.path: {entry}: none of its {len(names)} files is {format}; the first is {names[0]}")
         return [(name, _named(format), None) for name in fitting]
@@ -179,7 +180,7 @@ def _with_tars(fs: Any, names: list[str]) -> list[str]:
 
 
 def _named(format: str) -> Format:
-    return next(kind for kind in SUFFIXES.values() if kind == format)
+    return next(kind for kind in (*SUFFIXES.values(), "howto100m") if kind == format)
 
 
 def _kind(name: str) -> Format | None:

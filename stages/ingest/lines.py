@@ -24,9 +24,11 @@ from stages.ingest.columns import SPELLINGS
 from stages.ingest.rebatch import MALFORMED, OWN, array_of, sound, unique
 from stages.ingest.records import URL, Bad
 from stages.ingest.unpack import TEXT_CHARS, Line
+from stages.lib.subtitles import SubtitleError, howto100m
 
 ROWS = 8192  # rows a table
 MAX_JSON = 2 << 30  # bytes of a file that is one JSON value, and so must be held as a whole
+JSON_CHUNK = 1 << 16  # characters of an object of objects that are read at once: each entry copies what is held
 PEEKED = 20  # lines that tell the columns of a table without a header
 
 PUBLISHED = {"cc3m": ("caption", "url", "labels", "mids", "scores"), "cc12m": ("url", "caption")}
@@ -43,6 +45,8 @@ def tables(opened: Callable[[], Any], format: str, header: str | Sequence[str], 
         try:
             if format == "json":
                 yield from _objects(iter(_whole(handle)))
+            elif format == "howto100m":
+                yield from _objects(_captions(handle))
             elif format == "jsonl":
                 yield from _objects(map(_object, records.filled(unpack.lines(handle))))
             else:
@@ -137,6 +141,19 @@ def _objects(rows: Iterator[dict[str, Any] | Bad]) -> Iterator[pa.Table]:
         known |= dict.fromkeys(name for row in good for name in row if name not in OWN)
         columns = [array_of([row.get(name) for row in good]) for name in known]
         yield pa.table([*columns, pa.array(wrong, pa.string())], names=[*map(sound, known), MALFORMED])
+
+
+def _captions(handle: io.BufferedReader) -> Iterator[dict[str, Any] | Bad]:
+    """A row each of the videos of HowTo100M's caption.json or raw_caption.json, which has 8 GB and more: it is streamed."""
+    text = io.TextIOWrapper(handle, "utf-8", "replace")
+    try:
+        for video, captions in howto100m.entries(iter(lambda: text.read(JSON_CHUNK), "")):
+            if howto100m.is_captions(captions):
+                yield {"video_id": video, "subtitle": json.dumps(captions)}
+            else:
+                yield Bad("no start, end and text of captions", f"{video}: {json.dumps(captions)}")
+    except SubtitleError as err:
+        raise BrokenError(f"{err.detail}; it should be one JSON object of video id -> start, end, text") from err
 
 
 def _whole(handle: io.BufferedReader) -> list[Any]:

@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, drop
-from stages.ingest.columns import SUBTITLES, Columns, recognise
+from stages.ingest.columns import SUBTITLES, Columns, fill, recognise
 from stages.ingest.files import Header, InputFile, stream
 from stages.ingest.jsontext import json_text
 from stages.ingest.rebatch import FILE, MALFORMED, OWN, STORED_AT
@@ -35,7 +35,7 @@ class Ingest(Stage):
     """
 
     name = "ingest"
-    version = 3
+    version = 4
     reads = {}
     adds = {
         "uid": Column(pa.string(), "32 lower-case hex digits: the input's own, else xxh3_128 of url, NUL, source_caption"),
@@ -87,7 +87,7 @@ class Ingest(Stage):
             known = Columns({}, None, False)  # no line could be read, so no column is known
         if not self.config.subtitles:
             known = replace(known, of={field: name for field, name in known.of.items() if field not in SUBTITLES})
-        values = _values(raw, known)
+        values = _values(fill(raw, known), known)
         rows = pa.array(np.arange(first_row, first_row + n), pa.int64())
         out = pa.table({"row": rows, **{name: values.get(name, pa.nulls(n, column.type)) for name, column in self.adds.items()}})
         out = out.append_column("fate", pa.repeat(pa.scalar(KEPT), n)).append_column("detail", pa.nulls(n, pa.string()))

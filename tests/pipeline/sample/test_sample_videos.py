@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -13,12 +14,18 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from pipeline import plan, runs, verify
+from pipeline import export, plan, runs, verify
+from pipeline.errors import UserError
 from pipeline.explain import stories
 from pipeline.sample import counter, film
+from stages.ingest.files import list_files, stream
+from stages.lib import offline_scorer
 
 CONFIG = Path(__file__).parents[3] / "configs" / "howto100m_subset.yaml"
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(bool(offline_scorer.missing()), reason="needs the extra scorer: docs/models/offline_scorer.md"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +86,40 @@ def test_clips_say_what_is_said_when_it_is_said(made: runs.Result) -> None:
         near += abs(meta["start_s"] * 1000 - start) < 2 and -2 < meta["end_s"] * 1000 - end < 1001
         assert " ".join(word["text"] for word in meta["segment_words"]).lower() == said.lower()
     assert near == len(parents)
+
+
+def test_most_clips_fit_best_when_they_are_said(made: runs.Result) -> None:
+    """Each scene of 3 to 6 s is described while it is seen; the demonstration scorer knows few of these pictures well."""
+    clips = [json.loads(sample["json"]) for sample in samples(made)]
+    assert sum(clip["offset_s"] == 0 for clip in clips) > 0.7 * len(clips)
+    for clip in clips:
+        assert abs(clip["offset_s"]) in (0, 2, 4)
+        assert (clip["offset_gain"] == 0) == (clip["offset_s"] == 0)
+        assert -0.3 < clip["similarity"] < 0.3
+    listed = sql(f"SELECT offset_similarities FROM '{made.folder}/shards/*/*.parquet' WHERE status = 'success'", made)
+    assert {len(curve) for (curve,) in listed} == {5}
+    report = json.loads(Path(made.folder, "report/report.json").read_text())
+    assert {"offset_s", "alignability", "offset_gain", "similarity"} <= report["histograms"].keys()
+    assert "offline-scorer" in json.loads(Path(made.folder, "shards/manifest.json").read_text())["aligned_by"]
+
+
+def test_clips_are_exported_as_howto100ms_files(made: runs.Result, tmp_path: Path) -> None:
+    """Read as MIL-NCE's loader reads them: a video's captions lie under its name; and by our own input."""
+    counts = export.run(made.folder, str(tmp_path / "out"))
+    clips = [(json.loads(sample["json"]), sample["txt"].decode()) for sample in samples(made)]
+    wanted = sorted((meta["source_id"], round(meta["start_s"], 3), round(meta["end_s"], 3), text) for meta, text in clips)
+    assert counts == {"videos": len({video for video, *_ in wanted}), "clips": len(wanted)}
+    found = []
+    for video in csv.DictReader((tmp_path / "out/videos.csv").open(encoding="utf-8", newline="")):
+        name = video["video_path"].split(".")[0]
+        for line in csv.DictReader((tmp_path / f"out/captions/{name}.csv").open(encoding="utf-8", newline="")):
+            found.append((name, float(line["start"]), float(line["end"]), line["text"]))
+    assert found == wanted
+    (listed,) = list_files(str(tmp_path / "out/raw_caption.json"), "howto100m")
+    rows = next(stream(listed, 0, 100)).to_pylist()
+    assert sorted((row["video_id"], *line) for row in rows for line in zip(*json.loads(row["subtitle"]).values(), strict=True)) == wanted
+    with pytest.raises(UserError, match="there is something already"):
+        export.run(made.folder, str(tmp_path / "out"))
 
 
 def test_the_run_agrees_with_itself_and_nothing_is_left_to_do(made: runs.Result) -> None:

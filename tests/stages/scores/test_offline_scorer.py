@@ -267,3 +267,19 @@ def test_what_was_trained_is_evaluated_while_training_and_by_its_folder(shards: 
     by_file = offline_scorer.load(weights=tmp_path / "out/model/open_clip_model.safetensors").encode_text(["a cat"])
     assert np.array_equal(by_folder, by_file)
     assert not np.allclose(by_folder, offline_scorer.load().encode_text(["a cat"]))
+
+
+def test_a_clip_is_scored_by_the_mean_of_its_frames(scorer: offline_scorer.Scorer) -> None:
+    """Batches of three frames are cut between clips, five frames of a clip go through in two pieces, a broken one costs its clip."""
+    cat, cup = (photograph(name).resize((224, 224)) for name in ("chelsea", "coffee"))
+    clips = [[encoded(cat), encoded(cup)], [encoded(cup)] * 5, [encoded(cat), b"no picture"], [], None, [encoded(cat)]]
+    captions = ["a cat", "a cup of coffee", "a cat", "a cat", "a cat", "a cat"]
+    table = pa.table({"frames": pa.array(clips, pa.list_(pa.large_binary())), "caption": pa.array(captions, pa.string())})
+    out = pipeline.use("scores", model="offline-scorer", media="frames", batch=3, embeddings=True)(table)
+    assert out["fate"].to_pylist() == ["kept", "kept", *["scores:undecodable"] * 3, "kept"]
+    seen = scorer.encode_image([Image.open(io.BytesIO(encoded(image))) for image in (cat, cup)])
+    text = scorer.encode_text(captions[:2])
+    expected = [(seen @ text[0]).mean(), seen[1] @ text[1], seen[0] @ text[0]]
+    np.testing.assert_allclose([out["similarity"][at].as_py() for at in (0, 1, 5)], expected, atol=1e-5)
+    pooled = np.array(out["image_embedding"][0].as_py(), dtype=np.float32)
+    np.testing.assert_allclose(pooled, seen.mean(0) / np.linalg.norm(seen.mean(0)), atol=1e-3)

@@ -1,0 +1,170 @@
+"""cuts: where a clip's video cuts from one shot to another, by PySceneDetect's detectors (BSD-3, extra `video`).
+
+Every frame of a clip is decoded and compared with the one before it, so this costs as much as the clips are long, where `frames` decodes
+little more than the frames that it takes. Detectors get frames with their own times, not numbers by an average rate, which would be wrong
+where the rate varies. A rule drops what crosses a cut: `{name: one_shot, keep: "cuts = 0"}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import groupby
+from math import ceil, floor
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import UserError
+from pipeline.stage import Column, Resources, Stage, Strict
+from stages.frames.decode import Missing, UnreadableError, Video
+from stages.frames.spans import spans
+
+THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
+SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
+PER_S = 60  # of a video with more frames a second, so many are looked at
+WARM_S = 0.2  # before a detector's first cut: the frames that it compares with
+
+
+class Options(Strict):
+    detector: Literal["adaptive", "content"] = "adaptive"
+    """PySceneDetect's: adaptive compares a frame's change with that of its neighbours, which fast camera movement does not deceive;
+    content takes it as it is."""
+    threshold: float | None = Field(None, gt=0)
+    """From which change on there is a cut; null: 3 (adaptive: times the neighbours' change), 27 (content: of 255)."""
+    min_shot_s: float = Field(0.6, ge=0, le=60)
+    """Seconds of a shot at least; of cuts that follow faster, adaptive takes the first, content merges them."""
+    margin_s: float = Field(2.0, ge=0, le=60)
+    """Seconds before and after each clip in which the nearest cut is looked for, too."""
+    max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
+    """Width times height of a frame, as in `frames`."""
+
+
+class Cuts(Stage):
+    """Columns for a rule to drop by. A clip of a video that cannot be read gets nulls; `frames` says why."""
+
+    name = "cuts"
+    version = 1
+    reads = {
+        "video": Column(pa.string(), "path of the video file on this machine", stored=False),
+        "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
+        "end_s": Column(pa.float64(), "where it ends"),
+    }
+    may_read = {"shift_s": Column(pa.float32(), "seconds by which the frames lie after the speech (alignment)")}
+    adds = {
+        "cuts": Column(pa.int32(), "cuts between the start and the end of the clip's frames; a shot that begins with the clip is none"),
+        "nearest_cut_s": Column(pa.float64(), "first moment of the shot whose beginning is nearest to the clip's middle; null: none near"),
+    }
+    resources = Resources(memory=2 << 30)
+
+    class Config(Options):
+        pass
+
+    def check_ready(self) -> None:
+        """Raises UserError where the extra is missing."""
+        try:
+            import av  # noqa: F401
+            import scenedetect  # noqa: F401
+        except ImportError as err:
+            raise UserError(f"stages.cuts: needs PyAV and PySceneDetect ({err}); install shardmill[video]") from None
+
+    def open(self) -> None:
+        import av
+
+        self.check_ready()
+        av.logging.set_level(None)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        clips, paths = spans(table), table["video"].to_pylist()
+        counts: list[int | None] = [None] * len(table)
+        nearest: list[float | None] = [None] * len(table)
+        for path in dict.fromkeys(paths):
+            mine = [(n, clips[n]) for n, other in enumerate(paths) if other == path]
+            whole = [(n, (start, end)) for n, (start, end) in mine if start is not None and end is not None and start < end]
+            try:
+                found = self._found(path, [clip for _, clip in whole])
+            except UnreadableError:
+                continue
+            for n, clip in whole:
+                counts[n], nearest[n] = self._of(clip, found)
+        table = table.append_column("cuts", pa.array(counts, pa.int32()))
+        return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
+
+    def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[int, float | None]:
+        """How many of the cuts (rising, seconds) lie within the clip, and the nearest one."""
+        start, end = clip
+        inside = int(np.searchsorted(found, end, side="left") - np.searchsorted(found, start, side="right"))
+        near = found[(found >= start - self.config.margin_s) & (found <= end + self.config.margin_s)]
+        return inside, float(near[np.argmin(np.abs(near - (start + end) / 2))]) if len(near) else None
+
+    def _found(self, path: str, clips: list[tuple[float, float]]) -> np.ndarray:
+        """Seconds at which a new shot begins, rising, in and around these clips."""
+        reach = self.config.margin_s + self.config.min_shot_s + WARM_S
+        around = _joined([(max(0.0, start - reach), end + reach) for start, end in clips])
+        found: list[float] = []
+        with Video(path, self.config.max_pixels) as video:
+            for run in _runs(video, around):
+                found += self._detected(video, run)
+        return np.array(found)
+
+    def _detected(self, video: Video, run: Iterator[tuple[float, Any]]) -> Iterator[float]:
+        """The cuts of a run of frames without a gap."""
+        from scenedetect.common import FrameTimecode, Timecode
+
+        detector = self._detector()
+        last = None
+        for at_s, frame in run:
+            small = _small(video.converter.reformat(frame, format="bgr24").to_ndarray())
+            last = FrameTimecode(Timecode(round(at_s * 1_000_000), Fraction(1, 1_000_000)), fps=25.0)  # a rate is asked for, and not used
+            yield from (cut.seconds for cut in detector.process_frame(last, small))
+        if last is not None:
+            yield from (cut.seconds for cut in detector.post_process(last))
+
+    def _detector(self) -> Any:
+        from scenedetect.detectors import AdaptiveDetector, ContentDetector
+
+        threshold = self.config.threshold or THRESHOLDS[self.config.detector]
+        if self.config.detector == "content":
+            return ContentDetector(threshold=threshold, min_scene_len=self.config.min_shot_s)
+        return AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=self.config.min_shot_s)
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    """Scaled as PySceneDetect does it, since its thresholds are set on that: a better filter makes changes smaller."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    if (factor := max(height, width) / SIDE) <= 1:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (max(1, round(width / factor)), max(1, round(height / factor))), interpolation=cv2.INTER_LINEAR))
+
+
+def _runs(video: Video, around: list[tuple[float, float]]) -> Iterator[Iterator[tuple[float, Any]]]:
+    """(seconds, frame) of all frames in these spans: a run each, and a new one behind a stretch that cannot be decoded."""
+    numbers = [(n, number) for n, (start, end) in enumerate(around) for number in range(floor(start * PER_S), ceil(end * PER_S) + 1)]
+    gaps = 0
+
+    def told() -> Iterator[tuple[tuple[int, int], float, Any]]:
+        nonlocal gaps
+        for found in video.shown([number / PER_S for _, number in numbers]):
+            if isinstance(found, Missing):
+                gaps += 1
+            else:
+                yield (numbers[found.wanted[0]][0], gaps), found.at_s, found.frame
+
+    for _, run in groupby(told(), key=itemgetter(0)):
+        yield ((at_s, frame) for _, at_s, frame in run)
+
+
+def _joined(spans_s: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Disjoint spans in order that cover the same time."""
+    out: list[tuple[float, float]] = []
+    for start, end in sorted(spans_s):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
