@@ -5,11 +5,13 @@ Which frame is on screen, and how a file is read, is decode.py; this file holds 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.errors import UserError
@@ -18,6 +20,7 @@ from stages.frames.decode import Missing, Shown, UnreadableError, Video
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
+PIECE = 8 << 20  # bytes of pictures that are held before their clips are handed on
 MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
 
 
@@ -67,6 +70,10 @@ class Clip:
     detail: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     grey: np.ndarray | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.reason is not None or None not in self.pictures
 
 
 class Frames(Stage):
@@ -129,18 +136,37 @@ class Frames(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Each video once, for all its rows."""
-        starts, ends, paths = (table[name].to_pylist() for name in ("start_s", "end_s", "video"))
-        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        made = pa.concat_tables(self.pieces(table, lambda: None))
+        return made.take(pc.index_in(table["row"], made["row"]))
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+        """As `__call__`, clips as they are finished: of a long video some are held, and never all."""
+        rows, starts, ends, paths = (table[name].to_pylist() for name in ("row", "start_s", "end_s", "video"))
+        clips = [Clip(row, self._times(start, end)) for row, start, end in zip(rows, starts, ends, strict=True)]
         for path in dict.fromkeys(paths):
-            self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path])
+            waiting: list[Clip] = []
+            held = 0
+            for clip in self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path], goes_on):
+                waiting.append(clip)
+                held += sum(len(picture) for picture in clip.facts.get("frames", ()))
+                if held >= PIECE:
+                    yield self._table(waiting)
+                    waiting, held = [], 0
+            yield self._table(waiting)
+
+    def _table(self, clips: list[Clip]) -> pa.Table:
+        """Finished clips as rows; nothing is left of them here."""
         _hash([clip for clip in clips if clip.grey is not None])
         columns: dict[str, Any] = {
+            "row": pa.array([clip.row for clip in clips], pa.int64()),
             "fate": pa.array([f"{self.name}:{clip.reason}" if clip.reason else KEPT for clip in clips], pa.string()),
             "detail": pa.array([clip.detail for clip in clips], pa.string()),
         }
         for name, column in self.adds.items():
             columns[name] = pa.array([clip.facts.get(name) for clip in clips], column.type)
-        return pa.table({"row": table["row"], **columns})
+        for clip in clips:
+            clip.facts, clip.pictures, clip.grey = {}, [], None
+        return pa.table(columns)
 
     def _times(self, start: float | None, end: float | None) -> list[float]:
         """The wanted times of a segment, rising, to the microsecond; none where it has no length."""
@@ -155,25 +181,30 @@ class Frames(Stage):
                 step = (end - start) / count
         return [round(start + (n + 0.5) * step, 6) for n in range(count)]
 
-    def _video(self, path: str, clips: list[Clip]) -> None:
-        """Fills the clips of one video."""
+    def _video(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
+        """The clips of one video, each as it is finished."""
         wanted = [(clip, place) for clip in clips for place in range(len(clip.times))]
         for clip in clips:
             clip.pictures, clip.lags = [None] * len(clip.times), [0.0] * len(clip.times)
             if not clip.times:
                 clip.reason, clip.detail = "no_segment", "start_s and end_s give no time"
+        left = {clip.row: clip for clip in clips}
         try:
-            with Video(path, self.config.max_pixels, self.config.threads) as video:
+            with Video(path, self.config.max_pixels, self.config.threads, goes_on) as video:
                 facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
                 for clip in clips:
                     clip.facts |= facts
                 for found in video.shown([clip.times[place] for clip, place in wanted]):
-                    self._found(video, found, [wanted[n] for n in found.wanted])
+                    due = [wanted[n] for n in found.wanted]
+                    self._found(video, found, due)
+                    for clip, _ in due:
+                        if clip.done and left.pop(clip.row, None) is not None:
+                            yield self._finished(clip)
         except UnreadableError as err:
-            for clip in clips:
+            for clip in left.values():
                 clip.reason, clip.detail = err.reason, err.detail
-        for clip in clips:
-            self._finish(clip)
+        for clip in left.values():
+            yield self._finished(clip)
 
     def _found(self, video: Video, found: Shown | Missing, due: list[tuple[Clip, int]]) -> None:
         """What is on screen at the wanted times `due`; pictures are made once a frame, however many segments want it."""
@@ -208,11 +239,12 @@ class Frames(Stage):
         scaled = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
         return imageencode.encode(imageresize.fit(scaled, plan.stored), config.format, config.quality)
 
-    def _finish(self, clip: Clip) -> None:
+    def _finished(self, clip: Clip) -> Clip:
         if clip.reason:
             clip.grey = None
-            return
-        clip.facts |= {"frames": clip.pictures, "frame_times": clip.times, "frame_lags": clip.lags}
+        else:
+            clip.facts |= {"frames": clip.pictures, "frame_times": clip.times, "frame_lags": clip.lags}
+        return clip
 
 
 def _hash(clips: list[Clip]) -> None:

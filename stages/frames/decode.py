@@ -7,6 +7,7 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 # What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
+GOES_ON = 64  # packets between two signs of life
 SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
 
@@ -50,8 +52,11 @@ class Missing:
 class Video:
     """An opened file; use as a context manager. Raises UnreadableError where it has no video that can be decoded."""
 
-    def __init__(self, path: str, max_pixels: int, threads: int = 1) -> None:
+    def __init__(self, path: str, max_pixels: int, threads: int = 1, goes_on: Callable[[], None] = lambda: None) -> None:
+        """`goes_on` is called now and then while the file is read."""
         import av
+
+        self.goes_on = goes_on
 
         try:
             self.container: Any = av.open(f"file:{path}", "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
@@ -209,7 +214,9 @@ class Video:
         import av
 
         packets = self.container.demux(self.stream)
-        while True:
+        for number in itertools.count():
+            if number % GOES_ON == 0:
+                self.goes_on()
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError):
