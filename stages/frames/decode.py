@@ -17,8 +17,8 @@ from itertools import pairwise
 from math import floor
 from typing import Any
 
-# What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
+from stages.lib import containers
+
 GOES_ON = 64  # packets between two signs of life
 SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
@@ -59,9 +59,9 @@ class Video:
         self.goes_on = goes_on
 
         try:
-            self.container: Any = av.open(f"file:{path}", "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+            self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
-            raise UnreadableError("not_a_video", _words(err)) from None
+            raise UnreadableError("not_a_video", containers.words(err)) from None
         try:
             self.stream: Any = self._pick(max_pixels, threads)
         except BaseException:
@@ -86,9 +86,7 @@ class Video:
             raise UnreadableError("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
         context.options = {"max_pixels": str(max_pixels)}  # also of pictures that grow on the way
         context.thread_type, context.thread_count = "AUTO", threads
-        for other in self.container.streams:
-            if other is not stream:
-                other.discard = av.stream.Discard.all
+        containers.only(self.container, [stream])
         return stream
 
     def __enter__(self) -> Video:
@@ -261,7 +259,3 @@ def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:
     while pending and pending[0][0] < pts:
         due.append(pending.popleft()[1])
     return due
-
-
-def _words(err: BaseException) -> str:
-    return str(getattr(err, "strerror", None) or type(err).__name__)

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import sys
 import tempfile
 import threading
@@ -38,7 +37,7 @@ from stages.subtitles import Subtitles
 from tests.support.corpus import fates, shardmill
 from tests.support.videos import read_jpeg
 
-WORDS = "stir the dough with both hands until it is smooth then let it rest while we cut some onions and garlic for the sauce".split()
+SAID = "stir the dough with both hands until it is smooth then let it rest while we cut some onions and garlic for the sauce"
 MOST_GROWN = 40 << 20
 STALL_S = 15
 HANGS = """
@@ -58,8 +57,11 @@ def make(folder: Path, hours: float) -> tuple[Path, Path]:
     seconds, rng = int(hours * 3600), random.Random(1)
     grey = np.full((96, 128, 3), 90, np.uint8)
     video, captions = folder / f"{hours:g}h.mp4", folder / f"{hours:g}h.vtt"
-    film.write(video, ((n * 1000, counter.write(grey, n * 1000)) for n in range(seconds)), options={"preset": "ultrafast", "g": "10", "bf": "0"})
-    lines = [speech.spoken(" ".join(rng.choices(WORDS, k=rng.randint(6, 12))) + ".", at) for at in range(500, seconds * 1000 - 5000, 4000)]
+    film.write(
+        video, ((n * 1000, counter.write(grey, n * 1000)) for n in range(seconds)), options={"preset": "ultrafast", "g": "10", "bf": "0"}
+    )
+    starts = range(500, seconds * 1000 - 5000, 4000)
+    lines = [speech.spoken(" ".join(rng.choices(SAID.split(), k=rng.randint(6, 12))) + ".", at) for at in starts]
     captions.write_text(speech.rolling_vtt(lines))
     return video, captions
 
@@ -147,7 +149,11 @@ def run(folder: Path, name: str, videos: list[tuple[Path, Path]], environment: s
     home = folder / name
     home.mkdir()
     listed = pa.table(
-        {"id": [video.stem for video, _ in videos], "path": [str(video) for video, _ in videos], "subtitle": [file.read_bytes() for _, file in videos]}
+        {
+            "id": [video.stem for video, _ in videos],
+            "path": [str(video) for video, _ in videos],
+            "subtitle": [file.read_bytes() for _, file in videos],
+        }
     )
     pq.write_table(listed, home / "videos.parquet")
     raw = {
@@ -176,7 +182,8 @@ def run(folder: Path, name: str, videos: list[tuple[Path, Path]], environment: s
 def main(lengths: list[float]) -> int:
     bad: list[str] = []
     grown: dict[str, list[int]] = {"subtitles, segments": [], "all clips": []}
-    print(f"{'hours':>5} {'step':20} {'clips':>6} {'kept':>6} {'wrong':>5} {'decoded':>8} {'JPEG MB':>8} {'piece MB':>8} {'memory +MB':>10} {'CPU s':>6}")
+    heads = f"{'kept':>6} {'wrong':>5} {'decoded':>8} {'JPEG MB':>8} {'piece MB':>8} {'memory +MB':>10} {'CPU s':>6}"
+    print(f"{'hours':>5} {'step':20} {'clips':>6} {heads}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for hours in lengths:
@@ -184,7 +191,10 @@ def main(lengths: list[float]) -> int:
             spans = folder / f"{hours:g}h.parquet"
             first = measured(cut, captions, spans)
             grown["subtitles, segments"].append(first.grown)
-            print(f"{hours:5g} {'subtitles, segments':20} {first.said['segments']:6} {'':46} {first.grown / 1e6:10.1f} {first.cpu_s:6.1f}", flush=True)
+            print(
+                f"{hours:5g} {'subtitles, segments':20} {first.said['segments']:6} {'':46} {first.grown / 1e6:10.1f} {first.cpu_s:6.1f}",
+                flush=True,
+            )
             for step, every in (("all clips", 1), ("every 50th", 50)):
                 cost = measured(clips, video, spans, every)
                 said = cost.said
@@ -209,8 +219,9 @@ def runs(folder: Path, lengths: list[float]) -> list[str]:
     both = [(folder / f"{hours:g}h.mp4", folder / f"{hours:g}h.vtt") for hours in (longest, shortest)]
     code, words, seconds = run(folder, "long", both[:1])
     report = json.loads((folder / "long/runs/test/report/report.json").read_text()) if not code else {}
-    print(f"run of {longest:g} h, run.stall_s {STALL_S}: exit code {code} after {seconds:.0f} s, {fates(folder / 'long/runs/test') if not code else words}")
-    stages = {name: round(timing["seconds"], 1) for name, timing in report.get("stages", {}).items()} if isinstance(report.get("stages"), dict) else {}
+    ended = str(fates(folder / "long/runs/test")) if not code else words
+    print(f"run of {longest:g} h, run.stall_s {STALL_S}: exit code {code} after {seconds:.0f} s, {ended}")
+    stages = {name: round(timing["seconds"], 1) for name, timing in report.get("stages", {}).items()}
     print(f"  seconds of stages: {stages}")
     if code:
         bad.append("the watchdog, or something else, ended the run of the long video")
@@ -224,5 +235,4 @@ def runs(folder: Path, lengths: list[float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(f"peak of this process at its begin: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB")
     sys.exit(main([float(word) for word in sys.argv[1:]] or [2, 8]))
