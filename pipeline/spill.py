@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.stage import MEDIA
 
 HELD = 64 << 20  # bytes of a part that stay in memory; what comes later goes to TMPDIR
-SLICE = 64 << 20  # bytes of media that are taken together when a part is written
+SLICE = 32 << 20  # bytes of media that are taken together when a part is written
 
 
 class Spill:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 from stages.lib import containers
@@ -47,6 +47,37 @@ class Missing:
 
     wanted: list[int]
     why: str
+
+
+@dataclass(frozen=True)
+class Played:
+    """A frame and the time for which it is on screen, in seconds of the container's time, exactly."""
+
+    frame: Any
+    at: Fraction
+    until: Fraction
+
+
+class _Spans:
+    """Spans of pts in which everything is wanted. `now`: the latest pts that was decoded."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+        self.starts = sorted(start for start, _ in spans)
+        self.ends = list(itertools.accumulate((end for _, end in sorted(spans)), max))
+        self.now = self.starts[0] if spans else 0
+
+    def seen(self, p: int, after: int) -> bool:
+        begun = bisect_left(self.starts, after)
+        return begun > 0 and self.ends[begun - 1] > p
+
+    def wanted(self) -> int:
+        """The smallest pts of interest from now on."""
+        begun = bisect_right(self.starts, self.now)
+        inside = begun > 0 and self.ends[begun - 1] > self.now
+        return self.now if inside else self.starts[min(begun, len(self.starts) - 1)]
+
+    def over(self) -> bool:
+        return self.now >= self.ends[-1]
 
 
 class Video:
@@ -109,13 +140,13 @@ class Video:
     def shown(self, times_s: Sequence[float]) -> Iterator[Shown | Missing]:
         """What is on screen at each of the times (seconds of the container's time to the microsecond, in any order); each comes once."""
         base, start = self.stream.time_base, self.start_ticks
-        last_pts = [
-            floor(Fraction(round(t * 1_000_000), 1_000_000) / base + start) for t in times_s
-        ]  # a frame is on screen by t if its pts is at most this
+        last_pts = [floor(exact(t) / base + start) for t in times_s]  # a frame is on screen by t if its pts is at most this
         pending = deque(sorted((pts, n) for n, pts in enumerate(last_pts)))
         before: Any = None  # the frame on screen, until the next one is known
         why = "before"
-        for frame in self._frames(sorted(last_pts), lambda: pending[0][0]) if pending else ():
+        rising = sorted(last_pts)
+        frames = self._frames(lambda p, after: bisect_left(rising, p) < bisect_left(rising, after), lambda: pending[0][0])
+        for frame in frames if pending else ():
             if frame is SKIPPED:
                 self.fed.clear()
             if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
@@ -137,6 +168,47 @@ class Video:
             yield self._shown(due, before, start)
         if pending:
             yield Missing([n for _, n in pending], "damaged" if self.damaged else why)
+
+    def played(self, spans_s: Sequence[tuple[float, float]]) -> Iterator[Played]:
+        """Every frame that is on screen within one of the spans (seconds of the container's time), in order.
+
+        Where frames are lacking, or cannot be decoded, the next one begins later than the one before it ends.
+        """
+        base, start = self.stream.time_base, self.start_ticks
+        spans = _Spans([(floor(exact(a) / base + start), ceil(exact(b) / base + start)) for a, b in spans_s])
+        before: Any = None
+        for frame in self._frames(spans.seen, spans.wanted) if spans_s else ():
+            if frame is SKIPPED:
+                self.fed.clear()
+            if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
+                if before is not None:
+                    yield from self._played(before, before.pts + self._ticks_of(before), spans, start)
+                self.damaged = self.damaged or frame is not SKIPPED
+                before = None
+            elif frame.pts is not None and (before is None or frame.pts > before.pts):
+                if before is not None:
+                    yield from self._played(before, frame.pts, spans, start)
+                before, spans.now = frame, max(spans.now, frame.pts)
+                if spans.over():
+                    return
+        if before is not None:
+            yield from self._played(before, before.pts + self._ticks_of(before), spans, start)
+
+    def _played(self, frame: Any, until: int, spans: _Spans, start: Fraction) -> Iterator[Played]:
+        """The frame, if anybody sees it: until a later packet gave none, or else until `until` (pts)."""
+        fed = [] if frame.interlaced_frame else self._fed_after(frame.pts, until)
+        until = min([until, *(p for p, after in pairwise([*fed, until]) if spans.seen(p, after))])
+        if spans.seen(frame.pts, until):
+            base = self.stream.time_base
+            yield Played(frame, (frame.pts - start) * base, (until - start) * base)
+
+    def _fed_after(self, pts: int, until: int) -> list[int]:
+        """The pts of packets that were decoded between a frame and the next one that came of them. Two packets may make one interlaced
+        frame: then nothing can be said."""
+        del self.fed[: bisect_left(self.fed, pts)]
+        if not self.fed or self.fed[0] != pts:
+            return []
+        return self.fed[1 : bisect_left(self.fed, until)]
 
     def _told(self, due: list[int], frame: Any, last_pts: list[int], start: Fraction) -> Iterator[Shown | Missing]:
         lost = set(self._lost(due, frame, last_pts))
@@ -166,11 +238,12 @@ class Video:
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
-    def _frames(self, times: Sequence[int], wanted: Callable[[], int]) -> Iterator[Any]:
-        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted, and with them frames that are on
-        screen at none of `times` (pts, rising) and that no other needs. SKIPPED and BROKEN stand for gaps.
+    def _frames(self, seen: Callable[[int, int], bool], wanted: Callable[[], int]) -> Iterator[Any]:
+        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted, and with them frames that nobody
+        sees and that no other needs. SKIPPED and BROKEN stand for gaps.
 
-        `wanted()`: the smallest pts of interest, asked whenever a GOP begins.
+        `seen(p, after)`: whether a frame that is on screen from p until before `after` (pts) is wanted. `wanted()`: the smallest pts of
+        interest, asked whenever a GOP begins.
         """
         context = self.stream.codec_context
         held: list[Any] = []  # packets since the last keyframe, while it is open whether they are needed
@@ -190,7 +263,7 @@ class Video:
                 context.flush_buffers()
                 gap = False
                 yield SKIPPED
-            yield from self._decoded(todo, _unseen(todo, times))
+            yield from self._decoded(todo, _unseen(todo, seen))
         if gap:
             context.flush_buffers()
             yield SKIPPED
@@ -245,12 +318,17 @@ class Video:
                 yield BROKEN
 
 
-def _unseen(packets: Sequence[Any], times: Sequence[int]) -> frozenset[int]:
-    """The pts among these packets of frames that are on screen at none of `times` (rising). Of the last one nobody knows yet."""
+def exact(seconds: float) -> Fraction:
+    """Times are meant to the microsecond."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def _unseen(packets: Sequence[Any], seen: Callable[[int, int], bool]) -> frozenset[int]:
+    """The pts among these packets of frames that nobody sees. Of the last one nobody knows yet."""
     pts = sorted(packet.pts for packet in packets if packet.pts is not None)
     if len(pts) < len(packets):
         return frozenset()
-    return frozenset(p for p, after in pairwise(pts) if bisect_left(times, p) == bisect_left(times, after))
+    return frozenset(p for p, after in pairwise(pts) if not seen(p, after))
 
 
 def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:

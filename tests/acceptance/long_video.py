@@ -39,7 +39,7 @@ from tests.support.videos import read_jpeg
 
 SAID = "stir the dough with both hands until it is smooth then let it rest while we cut some onions and garlic for the sauce"
 MOST_GROWN = 40 << 20
-STALL_S = 15
+STALL_S = 30
 HANGS = """
 import time
 import stages.frames.decode as decode
