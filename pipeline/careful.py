@@ -6,6 +6,7 @@ the next row. One row at a time: slow, but it happens only to parts that killed 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import resource
@@ -28,15 +29,27 @@ FAULT = 78  # exit code of a child that no row is to blame for; its words lie in
 SLACK = 512 << 20  # bytes of private memory that a child has besides what its stages may use
 
 
-def run(stages: Sequence[Stage], table: pa.Table, dumps: Callable[[Any], bytes] = pickle.dumps) -> pa.Table:
+def _nothing() -> None:
+    """Nobody watches."""
+
+
+def run(
+    stages: Sequence[Stage], table: pa.Table, dumps: Callable[[Any], bytes] = pickle.dumps, goes_on: Callable[[], None] = _nothing
+) -> pa.Table:
     """The table after all `stages` (rows shape), as `frame.apply_all` gives it, at whatever cost in processes.
 
-    `dumps` pickles the stages; pass one that ships a user's module by value.
+    `dumps` pickles the stages; pass one that ships a user's module by value. `goes_on` is called when rows were finished.
     """
-    return expand(stages, None, table, dumps).rows
+    return expand(stages, None, table, dumps, goes_on).rows
 
 
-def expand(stages: Sequence[Stage], last: Stage | None, table: pa.Table, dumps: Callable[[Any], bytes] = pickle.dumps) -> Expanded:
+def expand(
+    stages: Sequence[Stage],
+    last: Stage | None,
+    table: pa.Table,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+    goes_on: Callable[[], None] = _nothing,
+) -> Expanded:
     """The same with an expand stage at the end; without one `children` is a table of no rows."""
     with tempfile.TemporaryDirectory(prefix="shardmill-careful-") as name:
         folder = Path(name)
@@ -44,7 +57,7 @@ def expand(stages: Sequence[Stage], last: Stage | None, table: pa.Table, dumps: 
         finished: list[Expanded] = []
         while len(finished) < len(table):
             _write(folder / "rows.arrow", table[len(finished) :])
-            code = _child(folder)
+            code = _child(folder, goes_on)
             finished += _read(folder)
             if code == 0:
                 break
@@ -67,12 +80,20 @@ def _apply(stages: Sequence[Stage], last: Stage | None, table: pa.Table) -> Expa
     return frame.expand(last, table) if last else Expanded(table, pa.table({}))
 
 
-def _child(folder: Path) -> int:
+def _child(folder: Path, goes_on: Callable[[], None]) -> int:
+    """Its exit code. `goes_on` is called whenever it has written another row."""
     for name in ("named", "done"):
         (folder / name).write_bytes(b"")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.run([sys.executable, "-m", "pipeline.careful", str(folder)], env=environment, check=False)
-    return process.returncode
+    with subprocess.Popen([sys.executable, "-m", "pipeline.careful", str(folder)], env=environment) as process:
+        size = 0
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            if (now := (folder / "done").stat().st_size) > size:
+                size = now
+                goes_on()
+        return process.returncode
 
 
 def _guilty(stages: Sequence[Stage], last: Stage | None, row: pa.Table, named: str, code: int) -> Expanded:

@@ -8,11 +8,12 @@ reader fetches only its own bytes. Nothing is compressed: keys are hashes and im
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.spill import Spill
 from pipeline.storage import Store
 
 PIECE = 1 << 17  # rows that are sorted at a time: their columns stay in the cache
@@ -35,10 +36,27 @@ def write(store: Store, path: str, rows: pa.Table, bucket: np.ndarray, buckets: 
         for number, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
             if begin < end:
                 pieces[number].append(batch.slice(begin, end - begin))
-    empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in rows.schema], schema=rows.schema)
-    with store.atomic(path) as target, pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-        for each in pieces:
-            writer.write_batch(pa.concat_batches(each) if each else empty)
+    _commit(store, path, rows.schema, (pa.concat_batches(each) if each else None for each in pieces))
+
+
+def write_spilled(store: Store, path: str, rows: Spill, bucket: np.ndarray, buckets: int, goes_on: Callable[[], None]) -> None:
+    """As `write`, of rows that are not all in memory: one bucket after the other is taken."""
+    order = np.argsort(bucket, kind="stable")
+    ends = np.cumsum(np.bincount(bucket, minlength=buckets)).tolist()
+
+    def taken() -> Iterator[pa.RecordBatch | None]:
+        for begin, end in itertools.pairwise([0, *ends]):
+            yield rows.take(order[begin:end]).combine_chunks().to_batches()[0] if begin < end else None
+            goes_on()
+
+    _commit(store, path, rows.schema, taken())
+
+
+def _commit(store: Store, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | None]) -> None:
+    empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    with store.atomic(path) as target, pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(empty if batch is None else batch)
 
 
 def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:

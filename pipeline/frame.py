@@ -6,7 +6,7 @@ No Ray here. The engine calls `apply`; so does anyone who uses a stage on a tabl
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,27 +46,77 @@ async def apply_stream(stage: Any, table: pa.Table) -> AsyncIterator[pa.Table]:
     Yields tables of `table`'s rows with the stage's columns; together they hold each row once. Dead rows come first.
     Such a stage must not raise for a row.
     """
+    dead, rows, view = _apart(stage, table)
+    if dead is not None:
+        yield dead
+    coming = _Coming(stage, rows)
+    async for out in stage.stream(view) if len(rows) else _nothing():
+        yield coming.merged(out)
+    coming.end()
+
+
+def apply_pieces(stage: Stage, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+    """`apply` for a stage with `pieces`: tables of `table`'s rows with the stage's columns, as they are finished.
+
+    Together they hold each row once; dead rows come first. Where the stage fails, the rows that it had not given yet are halved, as in
+    `apply`.
+    """
+    if type(stage).pieces is Stage.pieces:
+        yield apply(stage, table)
+        return
+    dead, rows, view = _apart(stage, table)
+    if dead is not None:
+        yield dead
+    coming = _Coming(stage, rows)
+    try:
+        for out in stage.pieces(view, goes_on) if len(rows) else ():
+            yield coming.merged(out)
+            goes_on()
+    except Exception as err:
+        if machine_fault(err):
+            raise
+        left = view.filter(pa.array(~coming.seen))
+        if not len(left):
+            raise
+        yield coming.merged(_work(stage, left) if len(rows) > 1 else _failed(stage, left, error_text(err)))
+    coming.end()
+
+
+def _apart(stage: Stage, table: pa.Table) -> tuple[pa.Table | None, pa.Table, pa.Table]:
+    """The dead rows with the stage's columns, the rows that are alive, and what the stage sees of these."""
     mask = _alive(table)
+    dead = None
     if not pc.all(mask).as_py():
         dead = table.filter(pc.invert(mask))
-        yield _merge(stage, dead, alive(dead), None)
+        dead = _merge(stage, dead, alive(dead), None)
     rows = table.filter(mask)
-    view = _view(stage, rows, alive(rows))
-    numbers = rows["row"].to_numpy()
-    seen = np.zeros(len(rows), dtype=bool)
-    sorter = np.argsort(numbers)
-    async for out in stage.stream(view) if len(rows) else _nothing():
+    return dead, rows, _view(stage, rows, alive(rows))
+
+
+class _Coming:
+    """Rows that a stage gives back piece by piece: each once, and none that it did not get."""
+
+    def __init__(self, stage: Stage, rows: pa.Table) -> None:
+        self.stage, self.rows = stage, rows
+        self.numbers = rows["row"].to_numpy()
+        self.seen = np.zeros(len(rows), dtype=bool)
+        self.sorter = np.argsort(self.numbers)
+
+    def merged(self, out: pa.Table) -> pa.Table:
+        """The rows of a piece with the columns that they had and the stage's."""
         got = out["row"].to_numpy()
-        at = sorter[np.minimum(np.searchsorted(numbers, got, sorter=sorter), len(rows) - 1)]
-        if (numbers[at] != got).any():
-            raise ContractError(f"{stage.name} returned a row that it did not get")
-        if seen[at].any() or len(np.unique(at)) < len(at):
-            raise ContractError(f"{stage.name} returned a row twice")
-        seen[at] = True
-        batch = rows.take(pa.array(at))
-        yield _merge(stage, batch, alive(batch), _checked(stage, batch, out))
-    if not seen.all():
-        raise ContractError(f"{stage.name} lost {int((~seen).sum())} of {len(rows)} rows")
+        at = self.sorter[np.minimum(np.searchsorted(self.numbers, got, sorter=self.sorter), len(self.rows) - 1)]
+        if (self.numbers[at] != got).any():
+            raise ContractError(f"{self.stage.name} returned a row that it did not get")
+        if self.seen[at].any() or len(np.unique(at)) < len(at):
+            raise ContractError(f"{self.stage.name} returned a row twice")
+        self.seen[at] = True
+        batch = self.rows.take(pa.array(at))
+        return _merge(self.stage, batch, alive(batch), _checked(self.stage, batch, out))
+
+    def end(self) -> None:
+        if not self.seen.all():
+            raise ContractError(f"{self.stage.name} lost {int((~self.seen).sum())} of {len(self.rows)} rows")
 
 
 async def _nothing() -> AsyncIterator[pa.Table]:

@@ -41,9 +41,9 @@ class Layout:
         return "children" if self.expand else "rows"
 
     @property
-    def media(self) -> str:
-        """The column of the pool that goes into the shards."""
-        return next(name for entry in reversed(self.pool) for name in MEDIA if name in entry.stage.adds)
+    def media(self) -> list[str]:
+        """The columns of the pool that go into the shards."""
+        return next(found for entry in reversed(self.pool) if (found := [name for name in MEDIA if name in entry.stage.adds]))
 
     @property
     def scorer(self) -> str | None:

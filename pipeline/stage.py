@@ -6,7 +6,7 @@ are alive, only the columns that it reads, and never counts, times or isolates f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 KEPT = "kept"
-MEDIA = ("image", "frames")
+MEDIA = ("image", "frames", "clip", "sound")
 """Columns of the pool that hold what goes into the shards: bytes that pass neither through the driver nor through DuckDB."""
 
 Shape = Literal["rows", "expand", "shuffle", "sink"]
@@ -105,6 +105,11 @@ class Stage:
 
     def close(self) -> None:
         """Gives back what `open` took."""
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:  # noqa: ARG002
+        """The rows of `__call__` in tables as they are finished, in any order: for a stage (rows shape) that would else hold much or work
+        long. It calls `goes_on` whenever it got further, by which the run's watchdog knows that it does not hang."""
+        yield self(table)
 
     def __call__(self, table: pa.Table) -> Any:
         raise TypeError(f"stage {self.name} of shape {self.shape} is not called with a table (got {len(table)} rows)")

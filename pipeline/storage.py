@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -249,6 +250,23 @@ class Store:
         """Writes one Parquet file (zstd) atomically; the same table gives the same bytes."""
         with self.atomic(path) as target:
             pq.write_table(table, target, compression="zstd", row_group_size=row_group_rows, write_page_checksum=True)
+
+    def write_tables(self, path: str, tables: Iterable[pa.Table], goes_on: Callable[[], None], row_group_rows: int = 10_000) -> None:
+        """As `write_table`, of one table or more of one schema that are not all in memory; each begins a row group."""
+        with self.atomic(path) as target:
+            coming = iter(tables)
+            first = next(coming)
+            with pq.ParquetWriter(target, first.schema, compression="zstd", write_page_checksum=True) as writer:
+                for table in itertools.chain([first], coming):
+                    writer.write_table(table, row_group_size=row_group_rows)
+                    goes_on()
+
+    def read_tables(self, path: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Reads a Parquet file a row group at a time."""
+        with self.ranges(path) as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns)
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Reads a Parquet file whole; only the bytes of `columns` are fetched."""

@@ -146,7 +146,7 @@ def check_shard(store: Store, home: str, line: Line, facts: sink.ShardFacts | No
     parquet, stats, tar = (f"{home}/{line.stem}{end}" for end in (".parquet", "_stats.json", ".tar"))
     with reading(parquet, found), store.ranges(parquet) as handle:
         file = pq.ParquetFile(handle)
-        listing = file.read(columns=[*check.COLUMNS, *({check.CLIPS} & {*file.schema_arrow.names})])
+        listing = file.read(columns=[*check.COLUMNS, *(name for name in check.CLIPS if name in file.schema_arrow.names)])
     with reading(stats, found):
         value = _json(store, stats, dict[str, Any])
         found += [Finding(stats, fault) for fault in check.statistics_faults(value, listing)] if listing is not None else []

@@ -36,7 +36,9 @@ class Subtitles(Stage):
     version = 1
     adds = {
         "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where no word is timed", stored=False),
-        "subtitle_format": Column(pa.string(), "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv or caption_pickle"),
+        "subtitle_format": Column(
+            pa.string(), "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv, caption_pickle or embedded_CODEC"
+        ),
         "subtitle_encoding": Column(pa.string(), "the encoding that the text was read by"),
         "subtitle_language": Column(pa.string(), "the language that the file names, if it does"),
         "subtitle_automatic": Column(pa.bool_(), "it has the rolling form of automatic captions; false says only that nothing shows it"),

@@ -23,6 +23,7 @@ from pipeline.keys import digest, ingredients
 from pipeline.layout import Run, stages_of
 from pipeline.parts import addition_name, addition_of
 from pipeline.phases.rows import check_errors, run_stages, stored
+from pipeline.spill import Spill
 from pipeline.stage import KEPT, MEDIA, Resources, Stage
 from pipeline.storage import Store
 from pipeline.workers import Done, Job, together
@@ -227,35 +228,51 @@ class FetchWork:
         loop = asyncio.get_running_loop()
         todo = await loop.run_in_executor(self.executor, self.store.read_table, job["pool"]["todo"])
         timings: dict[str, Timing] = {}
+        made = Spill()
         with HEART.at(job["id"], self.stages[0].name, len(todo), timings, own_thread=False) as mark:
-            made = await self._all(mark, frame.framed(todo), careful, timings)
-        made = made.take(pa.array(np.argsort(made["row"].to_numpy(), kind="stable")))
-        check_errors(made, self.max_error_share, job["id"])
-        out = stored(made, self.stages).drop_columns(["row"])
-        await loop.run_in_executor(self.executor, self.store.write_table, job["pool"]["out"], out)
-        return {"rows": len(todo), "kept": frame.kept(made), "timings": as_dict(timings)}
+            await self._all(mark, frame.framed(todo), careful, timings, made)
+        kept = await loop.run_in_executor(self.executor, self._commit, job, made)
+        return {"rows": len(todo), "kept": kept, "timings": as_dict(timings)}
 
-    async def _all(self, mark: Mark, todo: pa.Table, careful: bool, timings: dict[str, Timing]) -> pa.Table:
+    def _commit(self, job: Job, made: Spill) -> int:
+        """Writes the pool file, its rows in order; returns how many are kept."""
+        with HEART.at(job["id"], f"{self.name} (writing)", 0) as mark:
+            fates = made.columns(["row", "fate", "detail"])
+            check_errors(fates, self.max_error_share, job["id"])
+            places = np.argsort(fates["row"].to_numpy(), kind="stable")
+            slices = (table.drop_columns(["row"]) for table in made.slices(places))
+            self.store.write_tables(job["pool"]["out"], slices, mark.goes_on)
+        return frame.kept(fates)
+
+    async def _all(self, mark: Mark, todo: pa.Table, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
         """All rows through download and, in threads, the later stages; at most two batches a thread wait."""
         loop, room = asyncio.get_running_loop(), asyncio.Semaphore(2 * self.threads)
-        waiting: list[asyncio.Future[pa.Table]] = []
+        waiting: list[asyncio.Future[None]] = []
         async for batch in frame.apply_stream(self.stages[0], todo):
             await room.acquire()
             mark.goes_on()
-            future = loop.run_in_executor(self.executor, self._rest, batch, mark.part, careful, timings)
+            future = loop.run_in_executor(self.executor, self._rest, batch, mark.part, careful, timings, made)
             future.add_done_callback(lambda _: room.release())
             waiting.append(future)
-        return pa.concat_tables(await asyncio.gather(*waiting))
+        await asyncio.gather(*waiting)
 
-    def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
-        """The later stages; then what the download holds beside the table for these rows (files) is given back."""
+    def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
+        """The later stages; then what the download holds beside the table for these rows (files) is given back.
+
+        What the last stage gives goes to `made` piece by piece: of a long video never all clips are in memory.
+        """
         try:
-            table = run_stages(self.stages[1:], batch, part, careful, timings)
+            if careful:
+                made.add(stored(run_stages(self.stages[1:], batch, part, careful, timings), self.stages))
+                return
+            table = run_stages(self.stages[1:-1], batch, part, careful, timings)
+            with HEART.at(part, self.stages[-1].name, len(table), timings) as mark:
+                for piece in frame.apply_pieces(self.stages[-1], table, mark.goes_on):
+                    made.add(stored(piece, self.stages))
         finally:
             release = getattr(self.stages[0], "release", None)
             if release is not None:
                 release(batch)
-        return stored(table, self.stages)
 
 
 @dataclass

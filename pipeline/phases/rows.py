@@ -231,19 +231,29 @@ class RowsWork:
 def run_stages(stages: list[Stage], table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> pa.Table:
     """All stages over a table, timed; `careful`: in a child process, a row at a time."""
     if careful and stages:
-        with HEART.at(part, f"{stages[0].name} (careful)", len(table), timings):
-            return careful_child.run(stages, table, dumps)
+        with HEART.at(part, f"{stages[0].name} (careful)", len(table), timings) as mark:
+            return careful_child.run(stages, table, dumps, mark.goes_on)
     for stage in stages:
-        with HEART.at(part, stage.name, len(table), timings):
-            table = frame.apply(stage, table)
+        with HEART.at(part, stage.name, len(table), timings) as mark:
+            pieces = list(frame.apply_pieces(stage, table, mark.goes_on))
+        table = pieces[0] if len(pieces) == 1 else _in_order(table, pa.concat_tables(pieces))
     return table
+
+
+def _in_order(table: pa.Table, made: pa.Table) -> pa.Table:
+    """`made` in the order of `table`; the same rows stand in both."""
+    import numpy as np
+
+    home = np.argsort(made["row"].to_numpy(), kind="stable")
+    rank = np.argsort(np.argsort(table["row"].to_numpy(), kind="stable"), kind="stable")
+    return made.take(pa.array(home[rank]))
 
 
 def expand_rows(stages: list[Stage], last: Stage, table: pa.Table, part: str, careful: bool, timings: dict[str, Timing]) -> Expanded:
     """`run_stages`, then the expand stage `last`."""
     if careful:
-        with HEART.at(part, f"{last.name} (careful)", len(table), timings):
-            return careful_child.expand(stages, last, table, dumps)
+        with HEART.at(part, f"{last.name} (careful)", len(table), timings) as mark:
+            return careful_child.expand(stages, last, table, dumps, mark.goes_on)
     table = run_stages(stages, table, part, careful, timings)
     with HEART.at(part, last.name, len(table), timings):
         return frame.expand(last, table)

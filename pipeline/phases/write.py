@@ -17,6 +17,7 @@ from pipeline import exchange, views
 from pipeline.engine import Engine
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.known import Known
+from pipeline.spill import Spill
 from pipeline.stage import Resources
 from pipeline.storage import Store
 from pipeline.workers import Done, Job
@@ -151,17 +152,17 @@ class MoveWork:
     def __call__(self, job: Job, _careful: bool) -> Done:
         moves = self.store.read_table(job["moves"])
         timings: dict[str, Timing] = {}
-        with HEART.at(job["id"], "move", len(moves), timings):
-            tables = []
-            prefix = self.store.address("")
+        with HEART.at(job["id"], "move", len(moves), timings) as mark:
+            prefix, images = self.store.address(""), Spill()
             for file in moves["filename"].unique().to_pylist():
-                pool = self.store.read_table(file.removeprefix(prefix).lstrip("/"), ["fetch_id", job["media"]])
                 mine = moves.filter(pa.compute.equal(moves["filename"], file))
-                at = pa.compute.index_in(mine["fetch_id"], pool["fetch_id"])
-                tables.append(mine.select(["shard", "index"]).append_column(job["media"], pool[job["media"]].take(at)))
-            images = pa.concat_tables(tables)
-            bucket = bucket_of(images["shard"].to_numpy().astype(np.int64), job["shards"])
-            exchange.write(self.store, job["out"], images, bucket, job["buckets"])
+                for pool in self.store.read_tables(file.removeprefix(prefix).lstrip("/"), ["fetch_id", *job["media"]]):
+                    at = pa.compute.index_in(mine["fetch_id"], pool["fetch_id"])
+                    here = pa.compute.is_valid(at)
+                    images.add(_beside(mine.select(["shard", "index"]).filter(here), pool.select(job["media"]).take(at.filter(here))))
+                    mark.goes_on()
+            bucket = bucket_of(images.columns(["shard"])["shard"].to_numpy().astype(np.int64), job["shards"])
+            exchange.write_spilled(self.store, job["out"], images, bucket, job["buckets"], mark.goes_on)
         return {"moved": len(moves), "timings": as_dict(timings)}
 
 
@@ -198,8 +199,14 @@ class WriteWork:
         """The shard's rows with their images, null for the dropped ones."""
         rows = self.store.read_table(job["rows"])
         if not job["images"]:  # no row at all is kept
-            return rows.append_column(job["media"], pa.nulls(len(rows), pa.large_binary()))
+            return _beside(rows, pa.table({name: pa.nulls(len(rows), pa.large_binary()) for name in job["media"]}))
         images = exchange.read(self.store, job["images"], job["bucket"])
         images = images.filter(pa.compute.equal(images["shard"], job["shard"]))
         at = pa.compute.index_in(rows["index"], images["index"])
-        return rows.append_column(job["media"], images[job["media"]].take(at))
+        return _beside(rows, images.select(job["media"]).take(at))
+
+
+def _beside(table: pa.Table, columns: pa.Table) -> pa.Table:
+    for name in columns.column_names:
+        table = table.append_column(name, columns[name])
+    return table

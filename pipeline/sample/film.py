@@ -34,7 +34,8 @@ def write(
     # bitexact: Matroska's muxer draws a random number for each file otherwise
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         video: Any = None
-        texts = container.add_stream("mov_text" if path.suffix == ".mp4" else "subrip") if (said := list(subtitles)) else None
+        codec_of_texts = "mov_text" if path.suffix == ".mp4" else "subrip"
+        texts = container.add_mux_stream(codec_of_texts) if (said := list(subtitles)) else None
         sound: Any = container.add_stream("aac", rate=16_000, layout="mono") if audio_s else None
         for ms, picture in pictures:
             if video is None:
@@ -48,16 +49,16 @@ def write(
         if video is not None:
             container.mux(video.encode(None))
         for start, end, text in said:
-            container.mux(_text(texts, start, end, text))
+            container.mux(_text(texts, start, end, text, path.suffix == ".mp4"))
         if sound is not None:
             _hum(container, sound, audio_s)
 
 
-def _text(stream: Any, start: int, end: int, text: str) -> Any:
+def _text(stream: Any, start: int, end: int, text: str, counted: bool) -> Any:
     import av
 
     body = text.encode()
-    packet = av.Packet(struct.pack(">H", len(body)) + body if stream.codec_context.name == "mov_text" else body)
+    packet = av.Packet(struct.pack(">H", len(body)) + body if counted else body)
     packet.stream, packet.time_base = stream, Fraction(1, CLOCK)
     packet.pts = packet.dts = start
     packet.duration = end - start

@@ -68,8 +68,11 @@ class OptOutLists(Strict):
 
 
 class Config(Strict):
-    engine: Literal["shardmill", "img2dataset"] = "shardmill"
-    """`img2dataset` fetches with that package's own code (extra [img2dataset]), behind the same guard and limits per host."""
+    engine: Literal["shardmill", "img2dataset", "yt_dlp"] = "shardmill"
+    """`img2dataset` fetches with that package's own code (extra [img2dataset]), behind the same guard and limits per host. `yt_dlp` takes
+    URLs for pages, and fetches the video of each by yt-dlp's extractors (extra [pages]), behind the same guard; needs `to: disk`."""
+    page_height: int = Field(720, ge=1, le=10_000)
+    """Of a page's files (engine yt_dlp) the best one of at most so many rows is taken, else the best."""
     to: Literal["memory", "disk"] = keyless("memory")
     """`disk`: bodies are written to files (of videos, which are never held whole) that are gone once their rows are through. They lie
     below TMPDIR; max_bytes_in_flight bounds those that are not handed on yet."""
@@ -144,6 +147,8 @@ class Config(Strict):
             raise ValueError(f"max_bytes_in_flight ({self.max_bytes_in_flight}) must be at least twice max_bytes ({self.max_bytes})")
         if self.to == "disk" and self.engine == "img2dataset":
             raise ValueError("to disk needs engine shardmill: img2dataset holds bodies in memory")
+        if self.to != "disk" and self.engine == "yt_dlp":
+            raise ValueError("engine yt_dlp needs to: disk, as videos do")
         if self.min_bytes > self.max_bytes:
             raise ValueError(f"min_bytes ({self.min_bytes}) is over max_bytes ({self.max_bytes})")
         return self

@@ -88,6 +88,10 @@ class Crawl:
     def _engine(self) -> Try:
         if self.config.engine == "shardmill":
             return Fetcher(self.around, self.client).attempt
+        if self.config.engine == "yt_dlp":
+            from stages.download.engine_ytdlp import YtDlp
+
+            return YtDlp(self.around, self.threads).attempt
         from stages.download.engine_img2dataset import Img2dataset
 
         return Img2dataset(self.around, self.threads).attempt

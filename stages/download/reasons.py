@@ -52,6 +52,10 @@ REASONS: Mapping[str, str] = {
     "robots_tag": "an X-Robots-Tag header forbids the use (disallowed_header_directives)",
     "tdm_reservation": "a tdm-reservation header reserves the rights of text and data mining",
     "robots_txt": "robots.txt forbids the path, or the site fails to say (RFC 9309: then everything is forbidden)",
+    # Pages (engine yt_dlp); the detail holds yt-dlp's own text
+    "blocked": "the site refuses this visitor: it takes it for a robot, wants a login, or does not serve its country (403 too)",
+    "no_video_in_page": "yt-dlp finds no video in the page",
+    "page_error": "yt-dlp cannot read the page, or it offers no file that is taken",
     # The bytes
     "hash_mismatch": "the bytes do not have the expected hash",
     "stored_unreadable": "the place that stored_at names cannot be read",

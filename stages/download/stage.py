@@ -76,6 +76,10 @@ class Download(Stage):
             from stages.download.engine_img2dataset import require
 
             require()
+        if self.config.engine == "yt_dlp":
+            from stages.download import engine_ytdlp
+
+            engine_ytdlp.require()
 
     def budget(self) -> HostBudget:
         """The limits per host of this config; a run keeps one such object for all its workers."""

@@ -1,33 +1,52 @@
-"""frames: of each segment of a video the pictures that are on screen at evenly spread times; the video is decoded once, in order.
+"""frames: of each segment of a video the pictures that are on screen at evenly spread times, and on request all of its frames as an mp4 and
+its sound; the video is decoded once, in order.
 
-Which frame is on screen, and how a file is read, is decode.py; this file holds the options, the times, the columns and the reasons.
+Which frame is on screen, and how a file is read, is decode.py; films and sound of clips are film.py, mp4.py and sound.py; this file holds
+the options, the times, the columns and the reasons.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
-from stages.frames.decode import Missing, Shown, UnreadableError, Video
+from stages.frames.clip import Clip
+from stages.frames.decode import Missing, Played, UnreadableError, Video
+from stages.frames.film import Settings, films, passes
+from stages.frames.sound import encode, sounds
 from stages.frames.spans import spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
+PIECE = 8 << 20  # bytes of pictures that are held before their clips are handed on
 MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
+
+
+class ClipOptions(Strict):
+    """Sizes and crops are those of the pictures; an odd last row or column is left out."""
+
+    codec: Literal["h264", "vp9"] = "h264"
+    """h264: libx264 (GPL-2.0 or later); vp9: libvpx (BSD-3-Clause). PyAV's wheel carries both."""
+    quality: int = Field(23, ge=0, le=63)
+    """The encoder's constant rate factor, lower is better: x264 0 to 51, libvpx 0 to 63."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    """x264's exchange of time for size."""
 
 
 class Options(Strict):
     """Sizes, crops and encodings mean what they mean in the stage `images`."""
 
-    pick: Literal["uniform", "per_second"] = "uniform"
+    pick: Literal["uniform", "per_second", "none"] = "uniform"
     """uniform: `count` frames a segment, at the middles of as many equal pieces of it. per_second: `per_second` frames for each second
-    of it, the first half a step after its start."""
+    of it, the first half a step after its start. none: no pictures, where `clip` or `sound` is wanted alone."""
     count: int = Field(4, ge=1, le=999)
     """Frames a segment (uniform). 1 takes its middle."""
     per_second: float = Field(1.0, gt=0, le=60)
@@ -52,22 +71,21 @@ class Options(Strict):
     """Pixels of the video's shorter side."""
     max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
     """Width times height of a frame; 8K has 33 million."""
+    clip: ClipOptions | None = None
+    """Store each segment as an mp4 too, all of its frames encoded anew: it begins at 0 with the one on screen at the segment's start, and
+    its last one stays until the segment's end."""
+    sound: Literal["flac", "wav"] | None = None
+    """Store each segment's sound too: 16 kHz, one channel, 16 bits, from the segment's first to its last moment."""
     threads: int = keyless(1, ge=1, le=64)
     """Threads of one video's decoder. A worker decodes several videos at once, so one is fastest where there are many."""
 
-
-@dataclass
-class Clip:
-    """One row on its way: its wanted times, and what came of them."""
-
-    row: int
-    times: list[float]
-    pictures: list[bytes | None] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
-    reason: str | None = None
-    detail: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    grey: np.ndarray | None = None
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.pick == "none" and self.clip is None and self.sound is None:
+            raise ValueError("pick none leaves nothing to store; set clip or sound")
+        if self.clip and self.clip.codec == "h264" and self.clip.quality > 51:
+            raise ValueError("clip.quality goes to 51 with h264")
+        return self
 
 
 class Frames(Stage):
@@ -99,6 +117,17 @@ class Frames(Stage):
         "phash": Column(pa.string(), f"16 hex digits, {phash.ALGORITHM} of the middle frame; null for flat ones"),
         "flat": Column(pa.bool_(), "the middle frame is nearly of one brightness"),
     }
+    clip_adds = {
+        "clip": Column(pa.large_binary(), "the segment as an mp4"),
+        "clip_codec": Column(pa.string(), "its codec"),
+        "clip_frames": Column(pa.int32(), "its frames"),
+        "clip_s": Column(pa.float64(), "its seconds: the segment's, less what the video lacks at its end"),
+    }
+    sound_adds = {
+        "sound": Column(pa.large_binary(), "the segment's sound: 16 kHz, one channel, 16 bits"),
+        "sound_format": Column(pa.string(), "flac or wav"),
+        "silent_s": Column(pa.float64(), "seconds of it that the file lacks, and that are silence"),
+    }
     reasons = {
         "not_a_video": "no container that is read, or broken before its first packet",
         "no_video": "the file has no video: sound alone, or a cover picture",
@@ -108,11 +137,17 @@ class Frames(Stage):
         "out_of_video": "a wanted time lies before the first frame or after the last one",
         "damaged": "no frame can be decoded for a wanted time: the file is cut off or damaged there",
         "no_segment": "the segment has no length, or no times",
+        "no_sound": "`sound` is wanted, and the file has none in the segment, or none that can be decoded",
     }
     resources = Resources(memory=2 << 30)
 
     class Config(Options):
         pass
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        more = [adds for adds, wanted in ((self.clip_adds, self.config.clip), (self.sound_adds, self.config.sound)) if wanted]
+        self.adds = {name: column for adds in (type(self).adds, *more) for name, column in adds.items()}
 
     def check_ready(self) -> None:
         """Raises UserError where the extra is missing."""
@@ -131,22 +166,41 @@ class Frames(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Each video once, for all its rows."""
-        paths = table["video"].to_pylist()
-        clips = [Clip(n, self._times(start, end)) for n, (start, end) in enumerate(spans(table))]
+        made = pa.concat_tables(self.pieces(table, lambda: None))
+        return made.take(pc.index_in(table["row"], made["row"]))
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+        """As `__call__`, clips as they are finished: of a long video some are held, and never all."""
+        rows, paths = table["row"].to_pylist(), table["video"].to_pylist()
+        clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end)) for row, (start, end) in zip(rows, spans(table), strict=True)]
         for path in dict.fromkeys(paths):
-            self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path])
+            waiting: list[Clip] = []
+            held = 0
+            for clip in self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path], goes_on):
+                waiting.append(clip)
+                held += clip.bytes
+                if held >= PIECE:
+                    yield self._table(waiting)
+                    waiting, held = [], 0
+            yield self._table(waiting)
+
+    def _table(self, clips: list[Clip]) -> pa.Table:
+        """Finished clips as rows; nothing is left of them here."""
         _hash([clip for clip in clips if clip.grey is not None])
         columns: dict[str, Any] = {
+            "row": pa.array([clip.row for clip in clips], pa.int64()),
             "fate": pa.array([f"{self.name}:{clip.reason}" if clip.reason else KEPT for clip in clips], pa.string()),
             "detail": pa.array([clip.detail for clip in clips], pa.string()),
         }
         for name, column in self.adds.items():
             columns[name] = pa.array([clip.facts.get(name) for clip in clips], column.type)
-        return pa.table({"row": table["row"], **columns})
+        for clip in clips:
+            clip.forget()
+        return pa.table(columns)
 
     def _times(self, start: float | None, end: float | None) -> list[float]:
         """The wanted times of a segment, rising, to the microsecond; none where it has no length."""
-        if start is None or end is None or not 0 <= start < end:
+        if start is None or end is None or not 0 <= start < end or self.config.pick == "none":
             return []
         config = self.config
         count, step = config.count, (end - start) / config.count
@@ -157,64 +211,109 @@ class Frames(Stage):
                 step = (end - start) / count
         return [round(start + (n + 0.5) * step, 6) for n in range(count)]
 
-    def _video(self, path: str, clips: list[Clip]) -> None:
-        """Fills the clips of one video."""
-        wanted = [(clip, place) for clip in clips for place in range(len(clip.times))]
+    def _video(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
+        """The clips of one video, each as it is finished."""
         for clip in clips:
-            clip.pictures, clip.lags = [None] * len(clip.times), [0.0] * len(clip.times)
-            if not clip.times:
-                clip.reason, clip.detail = "no_segment", "start_s and end_s give no time"
+            if not 0 <= clip.start < clip.end:
+                clip.drop("no_segment", "start_s and end_s give no time")
+        left = {clip.row: clip for clip in clips}
         try:
-            with Video(path, self.config.max_pixels, self.config.threads) as video:
-                facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
-                for clip in clips:
-                    clip.facts |= facts
-                for found in video.shown([clip.times[place] for clip, place in wanted]):
-                    self._found(video, found, [wanted[n] for n in found.wanted])
+            for clip in self._made(path, [clip for clip in clips if clip.reason is None], goes_on):
+                if left.pop(clip.row, None) is not None:
+                    yield self._finished(clip)
         except UnreadableError as err:
-            for clip in clips:
-                clip.reason, clip.detail = err.reason, err.detail
-        for clip in clips:
-            self._finish(clip)
+            for clip in left.values():
+                clip.drop(err.reason, err.detail)
+        for clip in left.values():
+            yield self._finished(clip)
 
-    def _found(self, video: Video, found: Shown | Missing, due: list[tuple[Clip, int]]) -> None:
-        """What is on screen at the wanted times `due`; pictures are made once a frame, however many segments want it."""
-        if isinstance(found, Missing):
-            for clip, place in due:
-                clip.reason = clip.reason or MISSING[found.why]
-                clip.detail = clip.detail or f"no frame at {clip.times[place]:.3f} s, {found.why} what can be decoded"
+    def _made(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
+        """Clips with pictures, film and sound. A clip may come more than once. Raises UnreadableError."""
+        found = self._pictured(path, clips, goes_on)
+        if self.config.sound is None:
+            yield from found
             return
-        due = [(clip, place) for clip, place in due if clip.reason is None]
-        if not due:
-            return
-        geometry = videopicture.geometry(video.stream, found.frame)
-        width, height = geometry.size(found.frame.width, found.frame.height)
-        if self.config.min_side is not None and min(width, height) < self.config.min_side:
+        coming = sounds(path, [(clip.start, clip.end) for clip in clips], goes_on)
+        heard: dict[int, tuple[bytes | None, float]] = {}
+        for clip in found:
+            while clip.reason is None and clip.row not in heard:
+                place, samples, silent = next(coming)
+                if clips[place].reason is None:
+                    heard[clips[place].row] = None if samples is None else encode(samples, self.config.sound), silent
+            sound, silent = heard.pop(clip.row, (None, 0.0))
+            clip.facts |= {"sound": sound, "sound_format": self.config.sound, "silent_s": silent}
+            if sound is None:
+                clip.drop("no_sound", "the file has no sound in the segment")
+            yield clip
+
+    def _pictured(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
+        """Each clip once, with its pictures and film, as it is finished."""
+        config = self.config
+        for some in passes(clips) if config.clip else [clips]:
+            with Video(path, config.max_pixels, config.threads, goes_on) as video:
+                facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
+                for clip in some:
+                    clip.facts |= facts
+                if config.clip:
+                    settings = Settings(config.clip.codec, config.clip.quality, config.clip.preset)
+                    yield from films(video, some, partial(self._shot, video), settings)
+                else:
+                    yield from self._seen(video, some)
+
+    def _seen(self, video: Video, clips: list[Clip]) -> Iterator[Clip]:
+        """Clips with their pictures: frames are looked at where a time is wanted, and no others are."""
+        wanted = [(clip, place) for clip in clips for place in range(len(clip.times))]
+        told = {clip.row for clip in clips if clip.times}
+        yield from (clip for clip in clips if not clip.times)
+        for found in video.shown([clip.times[place] for clip, place in wanted]):
+            due = [wanted[n] for n in found.wanted]
+            if isinstance(found, Missing):
+                for clip, place in due:
+                    clip.drop(MISSING[found.why], f"no frame at {clip.times[place]:.3f} s, {found.why} what can be decoded")
+            elif alive := [(clip, place) for clip, place in due if clip.reason is None]:
+                self._taken(video, found.frame, found.at_s, alive, list({clip.row: clip for clip, _ in alive}.values()))
             for clip, _ in due:
-                clip.reason, clip.detail = "too_small", f"{width} x {height}: {min(width, height)} pixels < {self.config.min_side}"
-            return
+                if clip.done and clip.row in told:
+                    told.remove(clip.row)
+                    yield clip
+
+    def _shot(self, video: Video, played: Played, due: list[tuple[Clip, int]], clips: list[Clip]) -> np.ndarray | None:
+        return self._taken(video, played.frame, float(played.at), due, clips)
+
+    def _taken(self, video: Video, frame: Any, at_s: float, due: list[tuple[Clip, int]], clips: list[Clip]) -> np.ndarray | None:
+        """A frame as it is stored, upright and scaled. The pictures that are due at it are made, one however many segments want it; all
+        `clips` learn the sizes, or are dropped for them (then None)."""
+        geometry = videopicture.geometry(video.stream, frame)
+        width, height = geometry.size(frame.width, frame.height)
+        if self.config.min_side is not None and min(width, height) < self.config.min_side:
+            for clip in clips:
+                clip.drop("too_small", f"{width} x {height}: {min(width, height)} pixels < {self.config.min_side}")
+            return None
         plan = imageresize.plan(width, height, self.config.size, self.config.mode, self.config.only_if_bigger)
         halved = videopicture.halvings((width, height), plan.scaled) if plan.shrinks and self.config.downscale == "area" else 0
-        pixels = videopicture.pixels(found.frame, geometry.turn, halved, video.converter)
-        picture = self._picture(pixels, plan)
-        facts = dict(zip(("width", "height"), plan.stored, strict=True)) | {"original_width": width, "original_height": height}
+        pixels = videopicture.pixels(frame, geometry.turn, halved, video.converter)
+        scaled = imageresize.scale(pixels, plan.scaled, self.config.downscale if plan.shrinks else self.config.upscale)
+        stored = imageresize.fit(scaled, plan.stored)
+        facts = {**dict(zip(("width", "height"), plan.stored, strict=True)), "original_width": width, "original_height": height}
+        for clip in clips:
+            clip.facts |= {**facts, "rotation": -90 * geometry.turn % 360, "format": self.config.format}
+        picture = self._picture(stored) if due else b""
         for clip, place in due:
             clip.pictures[place] = picture
-            clip.lags[place] = max(0.0, round(clip.times[place] - found.at_s, 6))
-            clip.facts |= {**facts, "rotation": -90 * geometry.turn % 360, "format": self.config.format}
+            clip.lags[place] = max(0.0, round(clip.times[place] - at_s, 6))
             if place == len(clip.times) // 2:
                 clip.grey = phash.luminance(pixels)
+        return stored
 
-    def _picture(self, pixels: np.ndarray, plan: imageresize.Plan) -> bytes:
-        config = self.config
-        scaled = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
-        return imageencode.encode(imageresize.fit(scaled, plan.stored), config.format, config.quality)
+    def _picture(self, pixels: np.ndarray) -> bytes:
+        return imageencode.encode(pixels, self.config.format, self.config.quality)
 
-    def _finish(self, clip: Clip) -> None:
+    def _finished(self, clip: Clip) -> Clip:
         if clip.reason:
             clip.grey = None
-            return
-        clip.facts |= {"frames": clip.pictures, "frame_times": clip.times, "frame_lags": clip.lags}
+        else:
+            clip.facts |= {"frames": clip.pictures, "frame_times": clip.times, "frame_lags": clip.lags}
+        return clip
 
 
 def _hash(clips: list[Clip]) -> None:

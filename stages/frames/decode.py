@@ -7,17 +7,19 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from math import floor
+from math import ceil, floor
 from typing import Any
 
-# What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
+from stages.lib import containers
+
+GOES_ON = 64  # packets between two signs of life
 SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
 
@@ -47,16 +49,50 @@ class Missing:
     why: str
 
 
+@dataclass(frozen=True)
+class Played:
+    """A frame and the time for which it is on screen, in seconds of the container's time, exactly."""
+
+    frame: Any
+    at: Fraction
+    until: Fraction
+
+
+class _Spans:
+    """Spans of pts in which everything is wanted. `now`: the latest pts that was decoded."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+        self.starts = sorted(start for start, _ in spans)
+        self.ends = list(itertools.accumulate((end for _, end in sorted(spans)), max))
+        self.now = self.starts[0] if spans else 0
+
+    def seen(self, p: int, after: int) -> bool:
+        begun = bisect_left(self.starts, after)
+        return begun > 0 and self.ends[begun - 1] > p
+
+    def wanted(self) -> int:
+        """The smallest pts of interest from now on."""
+        begun = bisect_right(self.starts, self.now)
+        inside = begun > 0 and self.ends[begun - 1] > self.now
+        return self.now if inside else self.starts[min(begun, len(self.starts) - 1)]
+
+    def over(self) -> bool:
+        return self.now >= self.ends[-1]
+
+
 class Video:
     """An opened file; use as a context manager. Raises UnreadableError where it has no video that can be decoded."""
 
-    def __init__(self, path: str, max_pixels: int, threads: int = 1) -> None:
+    def __init__(self, path: str, max_pixels: int, threads: int = 1, goes_on: Callable[[], None] = lambda: None) -> None:
+        """`goes_on` is called now and then while the file is read."""
         import av
 
+        self.goes_on = goes_on
+
         try:
-            self.container: Any = av.open(f"file:{path}", "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+            self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
-            raise UnreadableError("not_a_video", _words(err)) from None
+            raise UnreadableError("not_a_video", containers.words(err)) from None
         try:
             self.stream: Any = self._pick(max_pixels, threads)
         except BaseException:
@@ -81,9 +117,7 @@ class Video:
             raise UnreadableError("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
         context.options = {"max_pixels": str(max_pixels)}  # also of pictures that grow on the way
         context.thread_type, context.thread_count = "AUTO", threads
-        for other in self.container.streams:
-            if other is not stream:
-                other.discard = av.stream.Discard.all
+        containers.only(self.container, [stream])
         return stream
 
     def __enter__(self) -> Video:
@@ -106,13 +140,13 @@ class Video:
     def shown(self, times_s: Sequence[float]) -> Iterator[Shown | Missing]:
         """What is on screen at each of the times (seconds of the container's time to the microsecond, in any order); each comes once."""
         base, start = self.stream.time_base, self.start_ticks
-        last_pts = [
-            floor(Fraction(round(t * 1_000_000), 1_000_000) / base + start) for t in times_s
-        ]  # a frame is on screen by t if its pts is at most this
+        last_pts = [floor(exact(t) / base + start) for t in times_s]  # a frame is on screen by t if its pts is at most this
         pending = deque(sorted((pts, n) for n, pts in enumerate(last_pts)))
         before: Any = None  # the frame on screen, until the next one is known
         why = "before"
-        for frame in self._frames(sorted(last_pts), lambda: pending[0][0]) if pending else ():
+        rising = sorted(last_pts)
+        frames = self._frames(lambda p, after: bisect_left(rising, p) < bisect_left(rising, after), lambda: pending[0][0])
+        for frame in frames if pending else ():
             if frame is SKIPPED:
                 self.fed.clear()
             if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
@@ -134,6 +168,47 @@ class Video:
             yield self._shown(due, before, start)
         if pending:
             yield Missing([n for _, n in pending], "damaged" if self.damaged else why)
+
+    def played(self, spans_s: Sequence[tuple[float, float]]) -> Iterator[Played]:
+        """Every frame that is on screen within one of the spans (seconds of the container's time), in order.
+
+        Where frames are lacking, or cannot be decoded, the next one begins later than the one before it ends.
+        """
+        base, start = self.stream.time_base, self.start_ticks
+        spans = _Spans([(floor(exact(a) / base + start), ceil(exact(b) / base + start)) for a, b in spans_s])
+        before: Any = None
+        for frame in self._frames(spans.seen, spans.wanted) if spans_s else ():
+            if frame is SKIPPED:
+                self.fed.clear()
+            if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
+                if before is not None:
+                    yield from self._played(before, before.pts + self._ticks_of(before), spans, start)
+                self.damaged = self.damaged or frame is not SKIPPED
+                before = None
+            elif frame.pts is not None and (before is None or frame.pts > before.pts):
+                if before is not None:
+                    yield from self._played(before, frame.pts, spans, start)
+                before, spans.now = frame, max(spans.now, frame.pts)
+                if spans.over():
+                    return
+        if before is not None:
+            yield from self._played(before, before.pts + self._ticks_of(before), spans, start)
+
+    def _played(self, frame: Any, until: int, spans: _Spans, start: Fraction) -> Iterator[Played]:
+        """The frame, if anybody sees it: until a later packet gave none, or else until `until` (pts)."""
+        fed = [] if frame.interlaced_frame else self._fed_after(frame.pts, until)
+        until = min([until, *(p for p, after in pairwise([*fed, until]) if spans.seen(p, after))])
+        if spans.seen(frame.pts, until):
+            base = self.stream.time_base
+            yield Played(frame, (frame.pts - start) * base, (until - start) * base)
+
+    def _fed_after(self, pts: int, until: int) -> list[int]:
+        """The pts of packets that were decoded between a frame and the next one that came of them. Two packets may make one interlaced
+        frame: then nothing can be said."""
+        del self.fed[: bisect_left(self.fed, pts)]
+        if not self.fed or self.fed[0] != pts:
+            return []
+        return self.fed[1 : bisect_left(self.fed, until)]
 
     def _told(self, due: list[int], frame: Any, last_pts: list[int], start: Fraction) -> Iterator[Shown | Missing]:
         lost = set(self._lost(due, frame, last_pts))
@@ -163,11 +238,12 @@ class Video:
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
-    def _frames(self, times: Sequence[int], wanted: Callable[[], int]) -> Iterator[Any]:
-        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted, and with them frames that are on
-        screen at none of `times` (pts, rising) and that no other needs. SKIPPED and BROKEN stand for gaps.
+    def _frames(self, seen: Callable[[int, int], bool], wanted: Callable[[], int]) -> Iterator[Any]:
+        """Decoded frames in order of presentation, those of GOPs left out in which nothing is wanted, and with them frames that nobody
+        sees and that no other needs. SKIPPED and BROKEN stand for gaps.
 
-        `wanted()`: the smallest pts of interest, asked whenever a GOP begins.
+        `seen(p, after)`: whether a frame that is on screen from p until before `after` (pts) is wanted. `wanted()`: the smallest pts of
+        interest, asked whenever a GOP begins.
         """
         context = self.stream.codec_context
         held: list[Any] = []  # packets since the last keyframe, while it is open whether they are needed
@@ -187,7 +263,7 @@ class Video:
                 context.flush_buffers()
                 gap = False
                 yield SKIPPED
-            yield from self._decoded(todo, _unseen(todo, times))
+            yield from self._decoded(todo, _unseen(todo, seen))
         if gap:
             context.flush_buffers()
             yield SKIPPED
@@ -209,7 +285,9 @@ class Video:
         import av
 
         packets = self.container.demux(self.stream)
-        while True:
+        for number in itertools.count():
+            if number % GOES_ON == 0:
+                self.goes_on()
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError):
@@ -240,12 +318,17 @@ class Video:
                 yield BROKEN
 
 
-def _unseen(packets: Sequence[Any], times: Sequence[int]) -> frozenset[int]:
-    """The pts among these packets of frames that are on screen at none of `times` (rising). Of the last one nobody knows yet."""
+def exact(seconds: float) -> Fraction:
+    """Times are meant to the microsecond."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def _unseen(packets: Sequence[Any], seen: Callable[[int, int], bool]) -> frozenset[int]:
+    """The pts among these packets of frames that nobody sees. Of the last one nobody knows yet."""
     pts = sorted(packet.pts for packet in packets if packet.pts is not None)
     if len(pts) < len(packets):
         return frozenset()
-    return frozenset(p for p, after in pairwise(pts) if bisect_left(times, p) == bisect_left(times, after))
+    return frozenset(p for p, after in pairwise(pts) if not seen(p, after))
 
 
 def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:
@@ -254,7 +337,3 @@ def _until(pending: deque[tuple[int, int]], pts: int) -> list[int]:
     while pending and pending[0][0] < pts:
         due.append(pending.popleft()[1])
     return due
-
-
-def _words(err: BaseException) -> str:
-    return str(getattr(err, "strerror", None) or type(err).__name__)

@@ -1,6 +1,6 @@
 """Shards: img2dataset's files to the letter, so that webdataset, open_clip, HF datasets, DALI and wids read them as they are.
 
-A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample; of a clip KEY.000.jpg, KEY.001.jpg …),
+A shard NNNNN is NNNNN.tar (KEY.jpg, KEY.json, KEY.txt of each sample; of a clip KEY.000.jpg, KEY.001.jpg … and as asked KEY.mp4, KEY.flac),
 NNNNN.parquet (a line a row, also for dropped ones),
 NNNNN_stats.json and, if asked, NNNNN.idx for DALI. Images are written as they are stored, never encoded again. All bytes
 but the three times in the statistics are a function of the rows.
@@ -28,6 +28,7 @@ from stages.shards.listing import as_json, listing
 from stages.shards.tar import dali_index, write_tar
 
 SUFFIXES = {"jpg", "webp", "png"}
+SOUNDS = {"flac": b"fLaC", "wav": b"RIFF"}  # and how they begin
 TIMES = ("duration", "start_time", "end_time")  # of the statistics: all that differs between runs
 BATCH = 1000  # samples whose JSON is held at once
 
@@ -60,7 +61,7 @@ class Shards(Stage):
     reads = {
         "uid": Column(pa.string(), "of the input row"),
         "url": Column(pa.string(), "of the input row"),
-        "format": Column(pa.string(), "jpg, webp or png: the suffix of the image, or of a clip's frames"),
+        "format": Column(pa.string(), "jpg, webp or png: the suffix of the image, or of a clip's frames; null where there are none"),
     }
     resources = Resources(memory=3 << 30)
 
@@ -123,16 +124,17 @@ def keys(shard: int, index: pa.Array, samples: int, total: int) -> pa.Array:
 def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total: int) -> ShardFacts:
     """Writes the files of one shard into `folder`.
 
-    `rows`: shard's rows in their order, kept ones with `image` (or `frames`: a list) and `format`; `index` is the place in the
-    shard, null for a dropped row without one. `total`: number of shards. Raises ContractError for a kept row without an image.
+    `rows`: shard's rows in their order, kept ones with `image` (or `frames`: a list; `clip` and `sound` as far as there are such) and
+    `format`; `index` is the place in the shard, null for a dropped row without one. `total`: number of shards. Raises ContractError for a
+    kept row without them.
     """
     began = time.time()
     stem = f"{shard:0{shard_digits(total)}d}"
     caption = "source_caption" if config.caption == "source" or "caption" not in rows.column_names else "caption"
     table = listing(rows, keys(shard, rows["index"], config.samples, total), caption)
     kept = pc.equal(rows["fate"], KEPT)
-    media = next(name for name in MEDIA if name in rows.column_names)
-    samples = _samples(table.filter(kept), rows.select(["row", media, "format"]).filter(kept), media)
+    media = [name for name in (*MEDIA, "format", "sound_format") if name in rows.column_names]
+    samples = _samples(table.filter(kept), rows.select(["row", *media]).filter(kept))
     members = write_tar(folder / f"{stem}.tar", samples)
     pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
     if config.idx:
@@ -148,22 +150,35 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
 
 
-def _samples(table: pa.Table, images: pa.Table, media: str) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
-    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `images` their encoded images, in the same order.
-
-    `media`: image, or frames, a list of images each with a number of three digits before its suffix.
-    """
+def _samples(table: pa.Table, media: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
+    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `media` what goes into the tar, in the same order."""
+    names = [name for name in MEDIA if name in media.column_names]
     for start in range(0, len(table), BATCH):
-        batch, bodies = table.slice(start, BATCH), images.slice(start, BATCH)
+        batch, bodies = table.slice(start, BATCH), media.slice(start, BATCH)
         texts = pc.fill_null(batch["caption"], "").to_pylist()
-        columns = (batch["key"].to_pylist(), as_json(batch), texts, *(bodies[name] for name in (media, "format", "row")))
-        for key, meta, text, image, form, row in zip(*columns, strict=True):
-            ending = form.as_py()
-            if key is None or not image.is_valid or ending not in SUFFIXES:
-                raise ContractError(f"row {row} is kept, but has key {key}, {'an' if image.is_valid else 'no'} image and format {ending}")
-            pictures = {ending: image} if media == "image" else {f"{n:03d}.{ending}": one for n, one in enumerate(image.values)}
-            members = {suffix: memoryview(one.as_buffer()) for suffix, one in pictures.items()}
+        formats = (bodies[name].to_pylist() if name in media.column_names else [None] * len(bodies) for name in ("format", "sound_format"))
+        columns = (batch["key"].to_pylist(), as_json(batch), texts, *formats, bodies["row"].to_pylist(), *(bodies[name] for name in names))
+        for key, meta, text, form, sound_form, row, *scalars in zip(*columns, strict=True):
+            members = _media(dict(zip(names, scalars, strict=True)), form, sound_form)
+            if key is None or members is None:
+                raise ContractError(f"row {row} is kept, but has key {key}, or no image, or format {form}")
             yield key, {**members, "json": meta.encode("ascii"), "txt": text.encode()}
+
+
+def _media(found: dict[str, pa.Scalar], form: str | None, sound_form: str | None) -> dict[str, memoryview] | None:
+    """{suffix: bytes} of a sample; of frames each has a number of three digits before its suffix. None where one is lacking."""
+    if not all(one.is_valid for one in found.values()) or ("sound" in found and sound_form not in SOUNDS):
+        return None
+    suffixed: dict[str, Any] = {"mp4": found["clip"]} if "clip" in found else {}
+    if "sound" in found and sound_form:
+        suffixed[sound_form] = found["sound"]
+    if "image" in found:
+        suffixed[str(form)] = found["image"]
+    pictures = list(found["frames"].values) if "frames" in found else []
+    suffixed |= {f"{n:03d}.{form}": one for n, one in enumerate(pictures)}
+    if form not in SUFFIXES and (pictures or "image" in found):
+        return None
+    return {suffix: memoryview(one.as_buffer()) for suffix, one in suffixed.items()} or None
 
 
 def statistics(table: pa.Table, times: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:

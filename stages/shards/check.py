@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.lib.imagetype import sniff
-from stages.shards import SUFFIXES, TIMES, FileFacts, ShardFacts, statistics
+from stages.shards import SOUNDS, SUFFIXES, TIMES, FileFacts, ShardFacts, statistics
 
 COLUMNS = ("key", "status", "fate", "width", "height", "caption")  # of the Parquet that are compared
-CLIPS = "frame_times"  # and of clips this one, with a time a frame
+CLIPS = ("frame_times", "clip_frames", "sound_format")  # and of clips these, as far as there are such
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,37 @@ def _sample_faults(sample: dict[str, Any], listed: dict[str, Any]) -> Iterator[s
     if sample.get("txt") != (row["caption"] or "").encode():
         yield "its txt is not the Parquet's caption"
     images = {suffix: body for suffix, body in sample.items() if suffix.rpartition(".")[2] in SUFFIXES}
-    wanted = range(len(row[CLIPS])) if CLIPS in row else None
+    wanted = range(len(row["frame_times"])) if "frame_times" in row else None
     numbers = sorted(suffix.partition(".")[0] for suffix in images)
-    if not images:
+    yield from _clip_faults(sample, row)
+    if not images and (wanted is None or len(wanted)):
         yield "has no image"
     elif wanted is not None and numbers != [f"{n:03d}" for n in wanted]:
         yield f"has frames {', '.join(numbers)}, the Parquet times of {len(wanted)}"
     for suffix, image in sorted(images.items()):
         yield from _image_faults(image, row, "image" if wanted is None else f"frame {suffix.partition('.')[0]}")
+
+
+def _clip_faults(sample: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+    """Of its film and its sound: whether they are there, and the film has the frames that the Parquet counts."""
+    if row.get("clip_frames") is not None:
+        found = _film_frames(sample.get("mp4", b""))
+        if found != row["clip_frames"]:
+            yield f"its mp4 has {'no' if found is None else found} frames, the Parquet says {row['clip_frames']}"
+    kind = row.get("sound_format")
+    if kind is not None and sample.get(kind, b"")[:4] != SOUNDS.get(kind):
+        yield f"has no sound as {kind}"
+
+
+def _film_frames(body: bytes) -> int | None:
+    """How many frames a film holds, by its packets; None of what cannot be opened."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(body), "r", format="mp4") as film:
+            return sum(1 for packet in film.demux(film.streams.video[0]) if packet.size)
+    except (av.error.FFmpegError, IndexError):
+        return None
 
 
 def _image_faults(image: bytes, row: dict[str, Any], name: str) -> Iterator[str]:

@@ -8,44 +8,139 @@ text after the eighth comma.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any
 
+from stages.lib import containers
 from stages.lib.subtitles.cuetext import srt_text, vtt_pieces
 from stages.lib.subtitles.finish import finish
 from stages.lib.subtitles.model import MAX_MS, Found, RawCue, SubtitleError, Track
 
+# ISO 639-2 (both of its codes where there are two) to 639-1: what containers say to what configs say.
+_THREE_LETTERS = {
+    three: two
+    for two, codes in {
+        "ar": "ara", "bg": "bul", "cs": "ces cze", "da": "dan", "de": "deu ger", "el": "ell gre", "en": "eng", "es": "spa", "et": "est",
+        "fa": "fas per", "fi": "fin", "fr": "fra fre", "he": "heb", "hi": "hin", "hr": "hrv", "hu": "hun", "id": "ind", "it": "ita",
+        "ja": "jpn", "ko": "kor", "lt": "lit", "lv": "lav", "nl": "nld dut", "no": "nor", "pl": "pol", "pt": "por", "ro": "ron rum",
+        "ru": "rus", "sk": "slk slo", "sl": "slv", "sr": "srp", "sv": "swe", "th": "tha", "tr": "tur", "uk": "ukr", "vi": "vie",
+        "zh": "zho chi",
+    }.items()
+    for three in codes.split()
+}  # fmt: skip
+_CODEC = re.compile(r"[a-z0-9_]{1,20}")
 _IMAGES = {"dvd_subtitle", "dvb_subtitle", "hdmv_pgs_subtitle", "xsub", "dvb_teletext"}
 
 
-def embedded_tracks(file: str | BinaryIO) -> dict[int, Track]:
-    """The text tracks by their stream's index; {} where there is none. Raises SubtitleError("malformed") for a file that cannot be opened.
+@dataclass(frozen=True)
+class Embedded:
+    """A text track as its container has it. `default` and `forced` (for foreign parts alone) are what the file claims."""
+
+    index: int
+    codec: str
+    default: bool
+    forced: bool
+    found: Found
+
+    def track(self) -> Track:
+        return finish(self.found, f"embedded_{self.codec}", "utf-8")
+
+
+def embedded_tracks(path: str) -> dict[int, Track]:
+    """The text tracks by their stream's index; {} where there is none. Raises SubtitleError as `read_tracks` does."""
+    return {each.index: each.track() for each in read_tracks(path)}
+
+
+def read_tracks(path: str, max_bytes: int = 1 << 30) -> list[Embedded]:
+    """The text tracks of a file. Raises SubtitleError("malformed") where it cannot be opened or its texts exceed `max_bytes` bytes.
 
     Subtitles that are images have no text and are left out. The whole file is read through once, packet by packet.
     """
     import av
 
     try:
-        with av.open(file, "r") as container:
+        with containers.open_file(path) as container:
             streams = [stream for stream in container.streams if stream.type == "subtitle" and _codec(stream) not in _IMAGES]
-            return _read(container, streams) if streams else {}
-    except av.error.FFmpegError as err:
-        raise SubtitleError("malformed", f"container: {err.strerror}") from None
+            return _read(container, streams, max_bytes) if streams else []
+    except (av.error.FFmpegError, OSError, ValueError) as err:
+        if isinstance(err, SubtitleError):
+            raise
+        raise SubtitleError("malformed", f"container: {containers.words(err)}") from None
 
 
-def _read(container: Any, streams: list[Any]) -> dict[int, Track]:
+def choose(tracks: Sequence[Embedded], languages: Sequence[str] = ()) -> Embedded | None:
+    """The track to take: one with cues, in the first of `languages` (en; eng is taken for it) that there is, else the file's default, else
+    its first; forced ones last."""
+
+    def rank(track: Embedded) -> tuple[int, bool, bool, int]:
+        said = (track.found.language or "").lower()
+        at = next((n for n, wanted in enumerate(languages) if _same_language(said, wanted.lower())), len(languages))
+        return at, track.forced, not track.default, track.index
+
+    return min((track for track in tracks if track.found.raws), key=rank, default=None)
+
+
+def _same_language(said: str, wanted: str) -> bool:
+    """Files say eng, en or en-US."""
+    return said == wanted or said.partition("-")[0] == wanted or _THREE_LETTERS.get(said) == wanted
+
+
+def as_file(track: Embedded) -> bytes:
+    """The track as a file of its own, which `parse` reads: JSON of our own form, since its formats have none in common."""
+    cues = [[raw.start, raw.end, raw.pieces] for raw in track.found.raws]
+    said = {"text_track": track.codec, "language": track.found.language, "odd": dict(track.found.odd), "cues": cues}
+    return json.dumps(said, ensure_ascii=False).encode()
+
+
+def is_file(data: Any) -> bool:
+    return isinstance(data, dict) and bool(_CODEC.fullmatch(str(data.get("text_track")))) and isinstance(data.get("cues"), list)
+
+
+def read_file(data: Any) -> Found:
+    """What `as_file` wrote; raises SubtitleError("malformed") for what it cannot have written."""
+    try:
+        raws = [
+            RawCue(int(s), None if e is None else int(e), tuple((_ms(at), str(text)) for at, text in pieces))
+            for s, e, pieces in data["cues"]
+        ]
+        odd = Counter({str(name): int(count) for name, count in data.get("odd", {}).items()})
+        language = data.get("language")
+    except (TypeError, ValueError, AttributeError):
+        raise SubtitleError("malformed", "JSON that is no text track as it is written here") from None
+    if any(not 0 <= raw.start <= MAX_MS for raw in raws):
+        raise SubtitleError("malformed", "a text track with impossible times")
+    return Found(raws, odd, language if isinstance(language, str) else None, rolling=False)
+
+
+def _ms(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _read(container: Any, streams: list[Any], max_bytes: int) -> list[Embedded]:
     import av
 
+    containers.only(container, streams)
     found = {stream.index: Found(rolling=False, language=stream.metadata.get("language")) for stream in streams}
-    offset = Fraction(container.start_time or 0, 1_000_000)
+    offset, left = Fraction(container.start_time or 0, 1_000_000), max_bytes
     try:
         for packet in container.demux(streams):
+            left -= packet.size
+            if left < 0:
+                raise SubtitleError("malformed", f"text tracks of more than {max_bytes} bytes")
             _packet(packet, _codec(packet.stream), offset, found[packet.stream.index])
     except av.error.FFmpegError:
         for each in found.values():
             each.odd["cut_off"] = 1
-    return {stream.index: finish(found[stream.index], f"embedded_{_codec(stream)}", "utf-8") for stream in streams}
+    kinds = av.stream.Disposition
+    return [
+        Embedded(s.index, _codec(s), bool(s.disposition & kinds.default), bool(s.disposition & kinds.forced), found[s.index])
+        for s in streams
+    ]
 
 
 def _codec(stream: Any) -> str:

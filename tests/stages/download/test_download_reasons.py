@@ -153,7 +153,8 @@ def test_every_reason_is_given_by_what_it_names(world: World, case: Case) -> Non
 
 
 def test_no_reason_is_left_untried() -> None:
-    assert {case.reason for case in CASES} == set(REASONS)
+    pages = {"blocked", "no_video_in_page", "page_error"}  # test_download_pages.py
+    assert {case.reason for case in CASES} == set(REASONS) - pages
     assert set(REASONS) >= RETRIED
 
 

@@ -1,0 +1,92 @@
+"""Videos on this machine with text tracks of their own, through a whole run, to shards of films, sound and pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+import yaml
+
+from pipeline import verify
+from pipeline.sample import film
+from tests.support import serial
+from tests.support.corpus import fates
+from tests.support.videos import on_screen, picture, read_jpeg, steady
+
+SAID = [
+    (1000, 3000, "Cut the onion into thin rings."),
+    (4000, 6500, "Now fry them slowly in butter."),
+    (7000, 9000, "They are done when they turn brown."),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Three videos, one of them without a text track, and one without sound."""
+    for name, suffix, said, audio_s in (("a", "mp4", SAID, 10.0), ("b", "mkv", SAID, 0.0), ("c", "mp4", [], 10.0)):
+        pictures = ((ms, picture(ms, 128, 96)) for ms in steady(10, 12.5))
+        film.write(tmp_path / f"{name}.{suffix}", pictures, options={"g": "25", "bf": "2"}, subtitles=said, audio_s=audio_s)
+    listed = pa.table({"id": ["a", "b", "c"], "path": [str(tmp_path / name) for name in ("a.mp4", "b.mkv", "c.mp4")]})
+    pq.write_table(listed, tmp_path / "videos.parquet")
+    raw = {
+        "input": {"path": str(tmp_path / "videos.parquet"), "columns": {"source_id": "id", "stored_at": "path"}},
+        "run": {"name": "test", "root": str(tmp_path / "runs")},
+        "stages": {
+            "ingest": {"subtitles": True},
+            "subtitle_files": {"contact": "test@example.org"},
+            "subtitles": {},
+            "segments": {"min_s": 1},
+            "download": {"contact": "test@example.org", "to": "disk"},
+            "frames": {"count": 2, "size": 96, "clip": {"preset": "ultrafast"}, "sound": "flac"},
+        },
+        "shards": {"samples": 10},
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return tmp_path / "test.yaml"
+
+
+def test_films_sound_and_pictures_of_videos_with_text_tracks(config: Path) -> None:
+    result = serial.run(config)
+    home = config.parent / "runs" / "test"
+    assert fates(home) == {"kept": 3, "frames:no_sound": 3}
+    assert result.balances["rows"].dropped == {"subtitle_files:no_track": 1}
+    samples = list(wds.WebDataset(sorted(map(str, home.glob("shards/*/*.tar"))), shardshuffle=False, empty_check=False))
+    assert [sorted(set(sample) - {"__key__", "__url__", "__local_path__"}) for sample in samples] == [
+        ["000.jpg", "001.jpg", "flac", "json", "mp4", "txt"]
+    ] * 3
+    for sample in samples:
+        said = json.loads(sample["json"])
+        seconds = said["end_s"] - said["start_s"]
+        assert sample["txt"].decode() in [text for _, _, text in SAID]
+        times = steady(10, 12.5)
+        assert [read_jpeg(sample[f"00{n}.jpg"]) for n in range(2)] == [on_screen(times, t) for t in said["frame_times"]]
+        with av.open(io.BytesIO(sample["mp4"])) as opened:
+            assert sum(1 for _ in opened.decode(video=0)) == said["clip_frames"]
+            assert float(opened.streams.video[0].duration * opened.streams.video[0].time_base) == pytest.approx(seconds, abs=2e-5)
+        with av.open(io.BytesIO(sample["flac"])) as opened:
+            heard = np.concatenate([frame.to_ndarray().reshape(-1) for frame in opened.decode(audio=0)])
+            assert abs(len(heard) - 16_000 * seconds) <= 1
+    assert verify.run(str(home))[1] == []
+
+
+def test_a_film_that_lost_its_frames_is_noticed(config: Path) -> None:
+    from stages.shards.check import read_tar
+
+    serial.run(config)
+    (tar,) = (config.parent / "runs" / "test").glob("shards/*/*.tar")
+    listing = pq.read_table(tar.with_suffix(".parquet"))
+    with tar.open("rb") as handle:
+        assert read_tar(handle, "00000", listing).faults == []
+    body = tar.read_bytes()
+    for found, wanted in ((b"moov", "its mp4 has no frames"), (b"fLaC", "has no sound as flac")):
+        with io.BytesIO(body.replace(found, b"xxxx")) as handle:
+            faults = read_tar(handle, "00000", listing).faults
+        assert len(faults) == 3
+        assert all(wanted in fault for _, fault in faults)
