@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.report import card, concerns, page, tables, whatif
+from pipeline.report import card, concerns, marked, page, tables, whatif
 from pipeline.storage import Store
 
 FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
@@ -104,6 +104,8 @@ def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, An
         "tlds": tables.hosts(con, "tld"),
         "clusters": tables.clusters(known, con),
         "repeats": tables.repeats(known, con),
+        "concepts": marked.concepts(known, con),
+        "decontamination": marked.decontamination(known, con),
         "what_if": [whatif.make(known, con, column, found.kept) for column in scores],
     }
 

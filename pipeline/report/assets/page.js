@@ -47,6 +47,18 @@
     });
   }
 
+  function ranked(found) {
+    const log = { type: "log", axisLabel: { formatter: short, hideOverlap: true } };
+    const line = (name, points, ink) => ({ name, type: "line", symbolSize: 5, lineStyle: { color: ink, width: 2 }, itemStyle: { color: ink }, data: points });
+    const cap = found.cap ? { markLine: { symbol: "none", silent: true, animation: false, label: { formatter: "cap", color: colour("soft") }, lineStyle: { color: colour("accent"), type: "solid" }, data: [{ yAxis: found.cap }] } } : {};
+    return () => base({
+      grid: { left: 60, right: 36, top: 12, bottom: 40 },
+      xAxis: { ...log, name: "rank", nameLocation: "middle", nameGap: 26, nameTextStyle: { color: colour("soft") } },
+      yAxis: { ...log, name: "" },
+      series: [{ ...line("all", found.curve.rows, colour("all")), ...cap }, line("kept", found.curve.kept, colour("kept"))],
+    });
+  }
+
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
@@ -98,5 +110,6 @@
     place.style.height = 40 + Math.max(3, lines.length) * 20 + "px";
     draw(place.id, category(lines));
   });
+  if (data.concepts.found) draw("chart-concepts", ranked(data.concepts));
   document.querySelectorAll(".unsafe").forEach((button) => button.addEventListener("click", () => button.classList.toggle("shown")));
 })();
