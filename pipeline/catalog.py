@@ -22,6 +22,7 @@ BUILT_IN: Mapping[str, str] = {
     "subtitles": "stages.subtitles:Subtitles",
     "segments": "stages.segments:Segments",
     "captions": "stages.captions:Captions",
+    "pii": "stages.pii:Pii",
     "concepts": "stages.concepts:Concepts",
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
