@@ -18,7 +18,7 @@ from pipeline.report import examples
 from pipeline.stage import KEPT
 
 PLOTS = "echarts.common.min.js"  # Apache ECharts 5.6.0 from npm, Apache-2.0; tests/pipeline/test_report_page.py holds its hash
-CHARTS = ("histograms", "categories", "what_if", "funnel", "concepts")  # what the page's script draws
+CHARTS = ("histograms", "categories", "what_if", "funnel", "concepts", "throughput")  # what the page's script draws
 
 
 def write(known: Known, con: Any, report: dict[str, Any]) -> int:
@@ -94,8 +94,18 @@ def template(name: str) -> Any:
     environment = jinja2.Environment(
         autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}", "size": _size}
+    environment.filters |= {
+        "count": lambda n: f"{n:,}",
+        "share": lambda part, whole: f"{part / max(whole, 1):.1%}",
+        "size": _size,
+        "span": _span,
+    }
     return environment.from_string(_asset(name))
+
+
+def _span(seconds: float) -> str:
+    """Seconds for people."""
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _size(n: int) -> str:

@@ -59,6 +59,17 @@
     });
   }
 
+  function throughput(found) {
+    const last = found.edges[found.edges.length - 1], [unit, size] = last < 120 ? ["s", 1] : last < 7200 ? ["min", 60] : ["h", 3600];
+    return () => base({
+      grid: { left: 56, right: 24, top: 12, bottom: 40 },
+      xAxis: { type: "value", min: 0, max: last / size, name: unit, nameLocation: "middle", nameGap: 26, nameTextStyle: { color: colour("soft") }, axisLabel: { formatter: short, hideOverlap: true, showMaxLabel: false } },
+      yAxis: { type: "value", min: 0 },
+      series: [{ name: "fetches a second", type: "line", step: "end", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
+        data: [[0, found.rates[0]], ...found.rates.map((rate, at) => [found.edges[at + 1] / size, rate])] }],
+    });
+  }
+
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
@@ -111,5 +122,6 @@
     draw(place.id, category(lines));
   });
   if (data.concepts.found) draw("chart-concepts", ranked(data.concepts));
+  if (data.throughput.rates) draw("chart-throughput", throughput(data.throughput));
   document.querySelectorAll(".unsafe").forEach((button) => button.addEventListener("click", () => button.classList.toggle("shown")));
 })();
