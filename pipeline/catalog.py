@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, str] = {
     "concepts": "stages.concepts:Concepts",
     "dedup": "stages.dedup.captions:Dedup",
     "download": "stages.download.stage:Download",
+    "faces": "stages.faces:Faces",
     "images": "stages.images:Images",
     "frames": "stages.frames:Frames",
     "scores": "stages.scores:Scores",
