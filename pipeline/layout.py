@@ -89,6 +89,7 @@ def open_run(config: RunConfig, where: str = "config", given: RunConfig | None =
     with faults_of(where):
         layout = arrange(catalog.resolve(config, where))
         catalog.check_order(layout_order(layout))
+        check_columns(layout)
     store = Store(f"{config.run.root.rstrip('/')}/{config.run.name}", dict(config.run.storage_options))
     return Run(config, layout, store, where, given)
 
@@ -110,6 +111,19 @@ def _judge(entries: list[Entry], name: str) -> str | None:
         return None
     said = getattr(stage, "demonstration", None)
     return f"{stage.config.model}: {said}" if said else str(stage.config.model)
+
+
+def check_columns(layout: Layout) -> None:
+    """Refuses a stage that makes a column anew which a phase before its own has committed. Raises UserError."""
+    known: dict[str, str] = {}
+    for _, entries in layout.phases():
+        for entry in entries:
+            if twice := [name for name in entry.stage.adds if name in known]:
+                raise UserError(
+                    f"stages.{entry.name}: {', '.join(twice)} is {known[twice[0]]}'s, whose rows are committed by then; "
+                    "give it another name, or let this stage stand before dedup"
+                )
+        known |= {name: entry.name for entry in entries for name in entry.stage.adds}
 
 
 def layout_order(layout: Layout) -> list[Entry]:

@@ -32,6 +32,7 @@ METRICS = pa.schema(
         "rows": pa.int64(),
         "seconds": pa.float64(),
         "cpu_seconds": pa.float64(),
+        "ended": pa.float64(),  # seconds since 1970: about when the part was committed
     }
 )
 Job = dict[str, Any]
@@ -160,7 +161,8 @@ class Worker:
         """Leaves a committed part's times beside it, a row a stage, whatever becomes of the session; and forgets its attempts."""
         new = {stage: timing for stage, timing in done.get("timings", {}).items() if stage not in job.get("timings", {})}
         if new:
-            lines = [{"phase": self.work.name, "part": job["id"], "stage": stage, **timing} for stage, timing in new.items()]
+            told = {"phase": self.work.name, "part": job["id"], "ended": round(time.time(), 3)}
+            lines = [{**told, "stage": stage, **timing} for stage, timing in new.items()]
             name = f"{job['id'].replace('/', '-')}-{uuid.uuid4().hex[:8]}.parquet"
             self.store.write_table(f"metrics/{name}", pa.Table.from_pylist(lines, METRICS))
         attempts.end()

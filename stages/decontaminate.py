@@ -44,6 +44,8 @@ class Options(Strict):
     @model_validator(mode="after")
     def _there(self) -> Self:
         for name, path in self.sets.items():
+            if "/" in name:
+                raise ValueError(f"sets.{name}: a set's name holds no /, which stands between it and an image's name")
             if not Path(path).exists():
                 raise ValueError(f"sets.{name}: there is no {path}")
         return self
@@ -63,7 +65,7 @@ class Decontaminate(Stage):
     """Finds for each picture the nearest evaluation image within the limits."""
 
     name = "decontaminate"
-    version = 1
+    version = 2
     adds = {
         "eval_match": Column(pa.string(), "SET/NAME of the nearest evaluation image within the limits; null: none"),
         "eval_distance": Column(pa.int32(), "bits of 64 that differ from that image's perceptual hash; null: none within max_distance"),
@@ -156,7 +158,7 @@ def read(sets: dict[str, str], embeddings: bool) -> Known:
                     valid = table["image_embedding"].is_valid().to_pylist()
                     embedded += [label for label, there in zip(labels, valid, strict=True) if there]
                 continue
-            for inner, body in _bodies(file):
+            for inner, body in _bodies(file, Path(path)):
                 if (found := _hash(body, f"{file}: {inner}")) is not None:
                     names.append(f"{name}/{inner}")
                     hashes.append(found)
@@ -185,10 +187,38 @@ def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]
     return table, [f"{name}/{label if label is not None else at}" for at, label in enumerate(labels)]
 
 
-def _bodies(file: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the image, or of a tar's images one after the other."""
+def pictures(sets: dict[str, str], labels: set[str]) -> dict[str, bytes]:
+    """Bytes of the evaluation images with these labels (SET/NAME), as far as they are at hand: a folder's, a tar's, and of Parquet
+    files those in the tar beside one, as in shards. A set that is gone, or damaged by now, has none."""
+    found: dict[str, bytes] = {}
+    for name, path in sets.items():
+        wanted = {label.removeprefix(f"{name}/") for label in labels if label.startswith(f"{name}/")}
+        for file in _files(Path(path)) if wanted and Path(path).exists() else []:
+            if not wanted:
+                break
+            keyed = file.suffix.lower() == ".parquet"
+            source = file.with_suffix(".tar") if keyed else file
+            if source.suffix.lower() != ".tar" and _inner(source, Path(path)) not in wanted:
+                continue  # not read
+            try:
+                for inner, body in _bodies(source, Path(path)) if source.exists() else ():
+                    if (own := inner.partition(".")[0] if keyed else inner) in wanted:
+                        found[f"{name}/{own}"] = body
+                        wanted.remove(own)
+            except (OSError, tarfile.TarError):
+                continue
+    return found
+
+
+def _inner(file: Path, root: Path) -> str:
+    """An image's name within its set."""
+    return file.name if file == root else file.relative_to(root).as_posix()
+
+
+def _bodies(file: Path, root: Path) -> Iterator[tuple[str, bytes]]:
+    """(name within the set, bytes) of the image, or of a tar's images one after the other by their names there."""
     if file.suffix.lower() != ".tar":
-        yield file.name, file.read_bytes()
+        yield _inner(file, root), file.read_bytes()
         return
     with tarfile.open(file, "r|") as archive:
         for info in archive:

@@ -10,14 +10,12 @@ import shlex
 from importlib import metadata
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline import views
 from pipeline.errors import UserError
 from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.report import card, concerns, page, tables, whatif
+from pipeline.report import card, concerns, marked, page, tables, whatif, work
 from pipeline.storage import Store
 
 FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
@@ -39,7 +37,6 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
         "shards": {"count": len(manifest["shards"]), "samples": manifest["samples"], "bytes": sum(s["bytes"] for s in manifest["shards"])},
         "bytes": _bytes(con),
         "near_duplicates": _near_duplicates(known),
-        "stages": _stages(run.store, con),
         "session": _session(phases),
     }
     report |= figures(known, con, balances[level], whole := report["rows_in"] <= PAGE_ROWS)
@@ -94,6 +91,7 @@ def remake(run: str) -> dict[str, Any]:
 def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, Any]:
     """All that is counted over the rows; without `whole`, not what other thresholds would keep. Leaves the table `facts`."""
     tables.make_facts(known, con)
+    work.view(known.run.store, con)
     scores = whatif.columns(known, con) if whole else []
     return {
         "funnel": tables.funnel(known, found.kept, found.dropped),
@@ -104,6 +102,10 @@ def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, An
         "tlds": tables.hosts(con, "tld"),
         "clusters": tables.clusters(known, con),
         "repeats": tables.repeats(known, con),
+        "concepts": marked.concepts(known, con),
+        "decontamination": marked.decontamination(known, con),
+        "stages": work.stages(con),
+        "throughput": work.throughput(con),
         "what_if": [whatif.make(known, con, column, found.kept) for column in scores],
     }
 
@@ -124,21 +126,6 @@ def _session(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rate = rows and round(rows / max(phase["seconds"], 1e-9), 1)
         out.append({**{name: phase[name] for name in ("phase", "jobs", "seconds")}, "rows": rows, "rows_per_second": rate})
     return out
-
-
-def _stages(store: Store, con: Any) -> dict[str, dict[str, float]]:
-    """What each stage took in all sessions of the run together: rows, seconds, CPU seconds, rows a CPU second.
-
-    Seconds are the sum over parts, of which a worker has several at once; CPU is null for download, which shares its thread.
-    """
-    paths = [f"metrics/{name}" for name in store.names("metrics", ".parquet")]
-    columns = [("stage", pa.string()), ("rows", pa.int64()), ("seconds", pa.float64()), ("cpu_seconds", pa.float64())]
-    views.files(con, "metrics", store, paths, pa.schema(columns))
-    sql = "SELECT stage, sum(rows), round(sum(seconds), 3), round(sum(cpu_seconds), 3) FROM metrics GROUP BY stage ORDER BY stage"
-    return {
-        stage: {"rows": int(rows), "seconds": seconds, "cpu_seconds": cpu, "rows_per_cpu_second": cpu and round(rows / max(cpu, 1e-9), 1)}
-        for stage, rows, seconds, cpu in con.execute(sql).fetchall()
-    }
 
 
 def _near_duplicates(known: Known) -> dict[str, dict[str, int]]:

@@ -43,6 +43,12 @@ def _models(report: dict[str, Any], say: Any) -> None:
         say("demonstration_data", f"The input is the embedded sample: {what}, nothing to train on.")
     if not report["kept"]:
         say("nothing_kept", "No row was kept.")
+    for one in report["decontamination"].get("sets", []):
+        if one["kept"]:
+            say(
+                "evaluation_images",
+                f"{one['kept']:,} kept rows are near images of the evaluation set {one['name']}: eval_match IS NULL keeps the others.",
+            )
 
 
 def _fetches(report: dict[str, Any], say: Any) -> None:

@@ -85,6 +85,15 @@ def told(known: Known, con: Any, rows: list[int], pictures: bool, scores: list[s
     return found
 
 
+def of_evaluation(known: Known, labels: set[str]) -> dict[str, str]:
+    """SET/NAME of an evaluation image -> a small JPEG as a data URL, as far as the sets lie at hand."""
+    from stages.decontaminate import pictures
+
+    (sets,) = (entry.stage.config.sets for entry in known.run.layout.scores if entry.name == "decontaminate")
+    made = {label: _data_url(body) for label, body in pictures(sets, labels).items()}
+    return {label: url for label, url in made.items() if url is not None}
+
+
 def _pictures(known: Known, con: Any, fetches: list[str]) -> dict[str, str]:
     """fetch_id -> a small JPEG as a data URL, until they fill MOST_BYTES. Only the files that hold them are opened."""
     listed = ", ".join(map(views.quote, fetches)) or "NULL"

@@ -18,7 +18,7 @@ from pipeline.report import examples
 from pipeline.stage import KEPT
 
 PLOTS = "echarts.common.min.js"  # Apache ECharts 5.6.0 from npm, Apache-2.0; tests/pipeline/test_report_page.py holds its hash
-CHARTS = ("histograms", "categories", "what_if", "funnel")  # what the page's script draws
+CHARTS = ("histograms", "categories", "what_if", "funnel", "concepts", "throughput")  # what the page's script draws
 
 
 def write(known: Known, con: Any, report: dict[str, Any]) -> int:
@@ -29,7 +29,7 @@ def write(known: Known, con: Any, report: dict[str, Any]) -> int:
 
 
 def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
-    """The rows that the page shows: by fate, by cluster, around thresholds, and of repeated captions and images."""
+    """The rows that the page shows: by fate, by cluster, around thresholds, of repeated captions and images, beside evaluation images."""
     rows = examples.of_fates(con, known.run.config.run.seed)
     members = {
         column: examples.of_clusters(con, column, [one["name"] for one in found["largest"]]) for column, found in report["clusters"].items()
@@ -37,14 +37,17 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     grouped = [row for found in members.values() for listed in found.values() for row in listed]
     near = [row for one in report["what_if"] for row in one["rows"]]
     repeated = [one["row"] for lines in report["repeats"].values() for one in lines]
+    hits = report["decontamination"].get("hits", [])
     first = examples.told(known, con, rows, False, [])
     better = examples.of_fallen(con, {row: line["fate"] for row, line in first.items()})
-    all_rows = [*rows, *better.values(), *grouped, *repeated, *near]
-    told = examples.told(known, con, all_rows, known.run.config.report.thumbnails, [one["column"] for one in report["what_if"]])
+    all_rows = [*rows, *better.values(), *(one["row"] for one in hits), *grouped, *repeated, *near]
+    pictures = known.run.config.report.thumbnails
+    told = examples.told(known, con, all_rows, pictures, [one["column"] for one in report["what_if"]])
+    evaluated = examples.of_evaluation(known, {one["match"] for one in hits}) if hits and pictures else {}
     by_fate: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_fate.setdefault(told[row]["fate"], []).append({**told[row], "better": told.get(better.get(row, -1))})
-    return {"rows": told, "by_fate": by_fate, "members": members}
+    return {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated}
 
 
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:
@@ -91,8 +94,18 @@ def template(name: str) -> Any:
     environment = jinja2.Environment(
         autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}", "size": _size}
+    environment.filters |= {
+        "count": lambda n: f"{n:,}",
+        "share": lambda part, whole: f"{part / max(whole, 1):.1%}",
+        "size": _size,
+        "span": _span,
+    }
     return environment.from_string(_asset(name))
+
+
+def _span(seconds: float) -> str:
+    """Seconds for people."""
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _size(n: int) -> str:

@@ -14,14 +14,14 @@ from pipeline import views
 from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
 from pipeline.stage import COMMON_REASONS, KEPT
-from stages.selection.expressions import columns_of
+from stages.selection import columns_of_rule
 
 BINS = 40
 TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
 TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
 LOG_SPAN = 50  # a positive column whose greatest value is so many times its least one gets bins of equal ratio
 # Short texts that the report counts or the selection may compare; every other text column stays in its file.
-TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw")
+TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw", "eval_match")
 CATEGORIES = ("language", "original_format", "http_status")
 UNIQUE = ("row", "part", "parent", "original_orientation", "exif_orientation", "http_status")  # numbers that are no measure
 
@@ -32,7 +32,7 @@ def make_facts(known: Known, con: Any) -> None:
     `fate` and `detail` are those before the selection, as the selection sees them; `final` and `said` are the ledger's.
     """
     columns = columns_known(known.run)
-    ruled = {name for rule in selection_stage(known).rules if rule.keep for name in columns_of(rule.keep, columns, rule.name)}
+    ruled = {name for rule in selection_stage(known).rules for name in columns_of_rule(rule, columns)}
     flat = [n for n, kind in columns.items() if n in TEXTS or n in ruled or _plain(kind)]
     listed = ", ".join(f'k."{name}"' for name in flat if name != "row")
     caption = "k.caption" if "caption" in columns else "k.source_caption"

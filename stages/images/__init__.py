@@ -60,8 +60,9 @@ class Options(Strict):
     """Longer side by shorter side; equal passes. DataComp, COYO: 3."""
     exif: bool = True
     """Fill the column `exif`. GPS positions, serial numbers of bodies, maker notes and thumbnails are never taken."""
-    blur_boxes: bool = False
-    """Blur the boxes of the column `face_boxes`, given for the picture as stored, before EXIF turns it (as in DataComp)."""
+    blur_boxes: bool | Literal["found"] = False
+    """Blur boxes: `true` those of the column `face_boxes`, given for the picture as stored, before EXIF turns it (as in DataComp); `found`
+    those that the stage `faces` found, which has to stand before this one."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -71,6 +72,8 @@ class Options(Strict):
             raise ValueError(f"quality 0 with format {self.format}: it is 1 to 100")
         if self.min_bytes and self.max_bytes and self.min_bytes > self.max_bytes:
             raise ValueError(f"min_bytes {self.min_bytes} is over max_bytes {self.max_bytes}: no picture could pass")
+        if self.blur_boxes == "found" and self.engine != "shardmill":
+            raise ValueError("blur_boxes: found wants engine shardmill; img2dataset's takes boxes of the picture before it is turned")
         if not self.formats:
             raise ValueError("formats is empty: no picture could pass")
         return self
@@ -116,16 +119,18 @@ class Images(Stage):
         "truncated": "the end of the file is missing",
         "undecodable": "damaged inside: the decoder's words stand in the detail",
         "result_too_large": "the stored picture would be larger than its format or max_pixels allows",
-        "bad_boxes": "blur_boxes is on and face_boxes cannot be read, so faces might stay visible",
+        "bad_boxes": "faces are to be blurred, and the boxes cannot be read or were not found out, so faces might stay visible",
     }
     resources = Resources(memory=2 << 30)
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self._resize: engine_img2dataset.Img2dataset | None = None
-        if self.config.blur_boxes:
+        # Which column, and of which picture the boxes are shares: as stored, or upright.
+        self._boxed = {True: "face_boxes", "found": "found_faces"}.get(self.config.blur_boxes)
+        if self._boxed:
             boxes = Column(pa.string(), "JSON [[left, top, right, bottom] …], shares of width and height")
-            self.reads = {**type(self).reads, "face_boxes": boxes}
+            self.reads = {**type(self).reads, self._boxed: boxes}
 
     class Config(Options):
         pass
@@ -146,7 +151,7 @@ class Images(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Row by row: each picture is a codec's work of milliseconds."""
-        boxes = table["face_boxes"].to_pylist() if self.config.blur_boxes else [None] * len(table)
+        boxes = table[self._boxed].to_pylist() if self._boxed else [None] * len(table)
         found = [self._picture(body.as_py(), boxes[row]) for row, body in enumerate(table["body"])]
         _hash([one for one in found if one.grey is not None])
         columns = {
@@ -183,6 +188,8 @@ class Images(Stage):
         self._measure(decoded, out)
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         facts["width"], facts["height"] = plan.stored
+        if config.blur_boxes != "found":
+            boxes = imageblur.turned(boxes, decoded.orientation)
         untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
         facts["image"] = body if config.skip_reencode and untouched else self._stored(decoded, plan, boxes)
 
@@ -220,6 +227,8 @@ class Images(Stage):
             raise Refused("result_too_large", f"{side} pixels > {most}, the most that {self.config.format} holds")
 
     def _boxes(self, text: str | None) -> list[imageblur.Box]:
+        if text is None and self.config.blur_boxes == "found":
+            raise Refused("bad_boxes", "the stage faces could not look at the picture (its max_pixels?)")
         try:
             return imageblur.boxes(text)
         except (ValueError, RecursionError) as err:
@@ -243,7 +252,7 @@ class Images(Stage):
         pixels = decoded.pixels
         if plan.resizes:
             pixels = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
-        pixels = imageblur.blur(pixels, imageblur.turned(boxes, decoded.orientation))
+        pixels = imageblur.blur(pixels, boxes)
         return imageencode.encode(imageresize.fit(pixels, plan.stored), config.format, config.quality)
 
 

@@ -36,6 +36,7 @@ def _tag(names: str) -> str:
 
 
 URL = r"(?i)\b(?:(?:https?|ftp)://|www\.[a-z0-9-]+\.)[^\s<>\"]*[^\s<>\".,;:!?)\]']"
+# Of regular-expressions.info, "How to Find or Validate an Email Address" ([A-Z0-9._%+-]+@[A-Z0-9.-]+\.[A-Z]{2,}), in all scripts.
 EMAIL = r"[\p{L}\p{N}][\p{L}\p{N}._%+-]*@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)*\.\p{L}{2,}"
 
 

@@ -43,7 +43,7 @@ class Selection(Stage):
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         """Raises UserError for a rule that cannot be applied to rows with these columns. Called before any work."""
         for rule in self.rules:
-            _columns_of(rule, columns)
+            columns_of_rule(rule, columns)
             if rule.subset_file is not None:
                 subset.read(rule.subset_file).close()
 
@@ -57,7 +57,7 @@ class Selection(Stage):
         columns = {field.name: field.type for field in con.sql(f'SELECT * FROM "{view}" LIMIT 0').to_arrow_table().schema}
         self.check(columns)
         order = passes(columns, dedup_on)
-        wanted = ["row", "fate", "detail", "uid", *(name for rule in self.rules for name in _columns_of(rule, columns))]
+        wanted = ["row", "fate", "detail", "uid", *(name for rule in self.rules for name in columns_of_rule(rule, columns))]
         wanted += [name for name in ("similarity", *AREA) if name in columns]
         wanted += [name for keys, _ in order for name in keys]
         listed = ", ".join(f'"{name}"' for name in dict.fromkeys(wanted))
@@ -74,8 +74,8 @@ class Selection(Stage):
         con.execute("DROP TABLE choice")
 
 
-def _columns_of(rule: Rule, columns: Mapping[str, pa.DataType]) -> list[str]:
-    """The columns that a rule reads."""
+def columns_of_rule(rule: Rule, columns: Mapping[str, pa.DataType]) -> list[str]:
+    """The columns that a rule reads. Raises UserError for one that is not there, or is of another type than the rule takes."""
     if rule.keep is not None:
         return columns_of(rule.keep, columns, rule.name)
     if rule.top_fraction is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import report, views
-from pipeline.report import tables
+from pipeline.report import tables, work
 from pipeline.storage import Store
 from tests.pipeline.conftest import Made
 from tests.support.corpus import fates
@@ -61,6 +62,44 @@ def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> Non
     assert shlex.split(explain) == ["shardmill", "explain", "/data/w 2 ü/runs/it's", "URL"]
 
 
+def metrics(spans: list[tuple[float | None, float, int]]) -> pa.Table:
+    """Of download, from (ended, seconds, rows); and a line of another stage."""
+    ended, seconds, rows = (list(values) for values in zip(*spans, strict=True)) if spans else ([], [], [])
+    given = {
+        "stage": pa.array(["download"] * len(rows), pa.string()),
+        "rows": pa.array(rows, pa.int64()),
+        "seconds": pa.array(seconds, pa.float64()),
+    }
+    table = pa.table({**given, "ended": pa.array(ended, pa.float64())})
+    other = pa.table({"stage": ["images"], "rows": [7], "seconds": [1.0], "ended": [5.0]})
+    return pa.concat_tables([table, other])
+
+
+def test_throughput_is_rows_over_the_time_in_which_there_was_work() -> None:
+    """Two parts at once for 10 s, then one alone for 10 s; a day later 10 s more of a third."""
+    spans: list[tuple[float | None, float, int]] = [(1010, 10, 100), (1020, 20, 400), (90_000, 10, 50), (None, 5, 1000)]
+    with views.connect(Store(".")) as con:
+        con.register("metrics", metrics(spans))
+        found = work.throughput(con)
+        con.register("metrics", metrics([]))
+        assert work.throughput(con) == {}
+    assert (found["parts"], found["edges"][0], found["edges"][-1]) == (3, 0, 30)
+    assert found["rates"] == pytest.approx([30] * 20 + [20] * 20 + [5] * 20, abs=1e-3)
+    assert sum(np.diff(found["edges"]) * found["rates"]) == pytest.approx(550)
+
+
+def test_metrics_of_a_former_version_are_read_too(tmp_path: Path) -> None:
+    store, unknown = Store(str(tmp_path)), pa.nulls(2, pa.float64())
+    now = metrics([(1010, 10, 100)]).append_column("cpu_seconds", unknown)
+    store.write_table("metrics/old.parquet", now.drop_columns(["ended"]))
+    with views.connect(store) as con:
+        work.view(store, con)
+        assert (work.stages(con)["download"]["rows"], work.throughput(con)) == (100, {})
+        store.write_table("metrics/new.parquet", now)
+        work.view(store, con)
+        assert (work.stages(con)["download"]["rows"], work.throughput(con)["rates"][0]) == (200, pytest.approx(10))
+
+
 @pytest.mark.ray
 def test_a_report_counts_what_lies_there(first_run: Made) -> None:
     told, run = first_run.result.report, first_run.run
@@ -78,11 +117,15 @@ def test_a_report_counts_what_lies_there(first_run: Made) -> None:
             assert np.histogram(wanted[name].drop_null().to_numpy(), found["edges"])[0].tolist() == found[which], (name, which)
     fetched = pa.concat_tables([pq.read_table(path, columns=["fetched_bytes"]) for path in sorted((run / "pool").glob("*/*.parquet"))])
     assert told["bytes"]["downloaded"] == pa.compute.sum(fetched["fetched_bytes"]).as_py()
-    metrics = pq.read_table(sorted((run / "metrics").iterdir()))
+    timed = pq.read_table(sorted((run / "metrics").iterdir()))
     for stage, figures in told["stages"].items():
-        mine = metrics.filter(pa.compute.equal(metrics["stage"], stage))
+        mine = timed.filter(pa.compute.equal(timed["stage"], stage))
         assert figures["rows"] == pa.compute.sum(mine["rows"]).as_py()
         assert figures["seconds"] == pytest.approx(pa.compute.sum(mine["seconds"]).as_py(), abs=0.001)
+    assert {"latency_ms", "http_status"} <= {*told["histograms"], *told["categories"]}
+    seen = told["throughput"]
+    assert sum(np.diff(seen["edges"]) * seen["rates"]) == pytest.approx(told["stages"]["download"]["rows"], rel=0.01)
+    assert seen["parts"] == len({line["part"] for line in timed.to_pylist() if line["stage"] == "download"})
     phases = {phase["phase"]: phase for phase in told["session"]}
     assert (phases["rows"]["rows"], phases["shards"]["rows"]) == (told["rows_in"], told["rows_in"])
     assert (phases["selection"]["rows"], phases["selection"]["rows_per_second"]) == (None, None), "DuckDB in the driver: no worker counted"

@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -64,6 +66,14 @@ def text_of(folder: Path) -> str:
 
 def told(folder: Path) -> dict[str, Any]:
     out: dict[str, Any] = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))
+    return out
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Every row with its columns, as the shards' Parquet has them."""
+    out: list[dict[str, Any]] = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((folder / "shards").glob("*/*.parquet"))]
+    ).to_pylist()
     return out
 
 
@@ -129,6 +139,50 @@ def test_pictures_are_small_blurred_above_the_score_and_left_out_on_request(show
     shutil.copytree(folder, tmp_path / "runs" / "test")
     run(reported.config(tmp_path / "test.yaml", server, lists, RULES, report={"thumbnails": False}), show=Quiet())
     assert "<img" not in text_of(tmp_path / "runs" / "test").partition("<script")[0]
+
+
+@pytest.mark.ray
+def test_concepts_are_counted_as_the_captions_have_them(shown: tuple[Path, Server, Path]) -> None:
+    found, listed = told(shown[0])["concepts"], rows_of(shown[0])
+    counted = Counter(word for row in listed for word in row["concepts"] or [])
+    kept = Counter(word for row in listed if row["fate"] == "kept" for word in row["concepts"] or [])
+    assert {one["concept"]: (one["rows"], one["kept"]) for one in found["most"]} == {word: (n, kept[word]) for word, n in counted.items()}
+    assert (found["found"], found["mentions"]) == (len(counted), sum(counted.values()))
+    assert set(counted) == set(reported.CONCEPTS) - {"unicorn"}
+    assert [n for _, n in found["curve"]["rows"]] == sorted(counted.values(), reverse=True)
+    assert [n for _, n in found["curve"]["kept"]] == sorted(kept.values(), reverse=True)
+    assert found["rows_without"] == sum(row["concepts"] == [] for row in listed)
+    assert found["top_share"] == pytest.approx(max(counted.values()) / sum(counted.values()), abs=1e-4)
+
+
+@pytest.mark.ray
+def test_rows_near_evaluation_images_stand_beside_them(shown: tuple[Path, Server, Path]) -> None:
+    found, listed = told(shown[0])["decontamination"], rows_of(shown[0])
+    near = {row["row"]: row["eval_match"] for row in listed if row["eval_match"]}
+    assert set(near.values()) == {f"eval/{reported.EVALUATION}.jpg", "eval/deep/b.jpg"}
+    assert {one["row"]: one["match"] for one in found["hits"]} == near
+    assert [one["distance"] for one in found["hits"]] == sorted(one["distance"] for one in found["hits"])
+    kept = sum(row["fate"] == "kept" for row in listed if row["eval_match"])
+    assert found["sets"] == [{"name": "eval", "rows": len(near), "kept": kept, "images": 2}]
+    assert kept
+    assert "evaluation_images" in {one["code"] for one in told(shown[0])["warnings"]}
+    section = text_of(shown[0]).partition('<section id="evaluation">')[2].partition("</section>")[0]
+    assert section.count('<li class="row">') == len(near)
+    assert section.count('<img src="data:image/jpeg;base64,') == 2 * len(near), "a picture of the row and one of the evaluation image"
+
+
+@pytest.mark.ray
+def test_what_if_goes_with_a_rule_that_balances(shown: tuple[Path, Server, Path], tmp_path: Path) -> None:
+    folder, server, lists = shown
+    shutil.copytree(folder, tmp_path / "runs" / "test")
+    rules = [*RULES, {"name": "balance", "max_per_concept": 2}, {"name": "evaluation", "keep": "eval_match IS NULL"}]
+    config = reported.config(tmp_path / "test.yaml", server, lists, rules)
+    made = run(config, show=Quiet()).report
+    assert made["concepts"]["cap"] == 2
+    assert [one["kept"] for one in made["decontamination"]["sets"]] == [0]
+    one = next(one for one in made["what_if"] if one["column"] == "charm")
+    change = shlex.split(one["command"].replace("{}", one["thresholds"][2]))[4]
+    assert run(config, [change], show=Quiet()).report["kept"] == one["kept"][2]
 
 
 @pytest.mark.ray

@@ -27,12 +27,15 @@ ATTACKS = (
     "\u2028<iframe srcdoc='<script>parent.hacked=1</script>'> market stall",
     "<math><mtext><table><mglyph><style><img src onerror=window.hacked=1>",
 )
+CONCEPTS = ("tractor", "violin", "stone bridge", "\"'><!-- teapot", "</ lantern>", "unicorn")
+EVALUATION = "<img src=x onerror=window.hacked=1>"  # a file's name
 ROWS = 120
 RULES: list[dict[str, Any]] = [{"name": "similarity", "keep": "similarity >= 0.0"}]
 
 
 def fill(server: Server, folder: Path) -> Path:
-    """A list of ROWS rows: plain ones, near-duplicate captions and pictures, losses, and ATTACKS as captions, paths and hosts."""
+    """A list of ROWS rows: plain ones, near-duplicate captions and pictures, losses, and ATTACKS as captions, paths and hosts; beside
+    it a list of words, and evaluation images, two of them pictures of the list."""
     urls, captions, claimed, unsafe = [], [], [], []
     for n in range(ROWS):
         path, host, text = f"/pictures/{n}.jpg", f"host{n % 6}.test", caption(n)
@@ -55,6 +58,10 @@ def fill(server: Server, folder: Path) -> Path:
         unsafe.append(0.9 if n % 9 == 0 else 0.01)
     file = folder / "lists" / "list-0.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "words.txt").write_text("\n".join(CONCEPTS), encoding="utf-8")
+    (folder / "eval" / "deep").mkdir(parents=True)
+    for name, n in ((f"{EVALUATION}.jpg", 31), ("deep/b.jpg", 32), ("c.jpg", 5000)):
+        (folder / "eval" / name).write_bytes(picture(n, (200, 160)))
     pq.write_table(pa.table({"URL": urls, "TEXT": captions, "similarity": claimed, "punsafe": unsafe}), file)
     return file.parent
 
@@ -64,10 +71,12 @@ def config(file: Path, server: Server, lists: Path, rules: list[dict[str, Any]],
     stages = {
         "ingest": {},
         "captions": {},
+        "concepts": {"words": str(lists.parent / "words.txt")},
         "dedup": {"on": "caption"},
         "download": {**server.options(), "timeout_s": 5, "retries": 0, "per_host": {"concurrency": 16, "per_second": None}},
         "images": {"size": 64},
         "tests.support.judged:Judged": {},
+        "decontaminate": {"sets": {"eval": str(lists.parent / "eval")}},
         "image_dedup": {},
         "selection": rules,
     }

@@ -47,6 +47,29 @@
     });
   }
 
+  function ranked(found) {
+    const log = { type: "log", axisLabel: { formatter: short, hideOverlap: true } };
+    const line = (name, points, ink) => ({ name, type: "line", symbolSize: 5, lineStyle: { color: ink, width: 2 }, itemStyle: { color: ink }, data: points });
+    const cap = found.cap ? { markLine: { symbol: "none", silent: true, animation: false, label: { formatter: "cap", color: colour("soft") }, lineStyle: { color: colour("accent"), type: "solid" }, data: [{ yAxis: found.cap }] } } : {};
+    return () => base({
+      grid: { left: 60, right: 36, top: 12, bottom: 40 },
+      xAxis: { ...log, name: "rank", nameLocation: "middle", nameGap: 26, nameTextStyle: { color: colour("soft") } },
+      yAxis: { ...log, name: "" },
+      series: [{ ...line("all", found.curve.rows, colour("all")), ...cap }, line("kept", found.curve.kept, colour("kept"))],
+    });
+  }
+
+  function throughput(found) {
+    const last = found.edges[found.edges.length - 1], [unit, size] = last < 120 ? ["s", 1] : last < 7200 ? ["min", 60] : ["h", 3600];
+    return () => base({
+      grid: { left: 56, right: 24, top: 12, bottom: 40 },
+      xAxis: { type: "value", min: 0, max: last / size, name: unit, nameLocation: "middle", nameGap: 26, nameTextStyle: { color: colour("soft") }, axisLabel: { formatter: short, hideOverlap: true, showMaxLabel: false } },
+      yAxis: { type: "value", min: 0 },
+      series: [{ name: "fetches a second", type: "line", step: "end", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
+        data: [[0, found.rates[0]], ...found.rates.map((rate, at) => [found.edges[at + 1] / size, rate])] }],
+    });
+  }
+
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
@@ -98,5 +121,7 @@
     place.style.height = 40 + Math.max(3, lines.length) * 20 + "px";
     draw(place.id, category(lines));
   });
+  if (data.concepts.found) draw("chart-concepts", ranked(data.concepts));
+  if (data.throughput.rates) draw("chart-throughput", throughput(data.throughput));
   document.querySelectorAll(".unsafe").forEach((button) => button.addEventListener("click", () => button.classList.toggle("shown")));
 })();

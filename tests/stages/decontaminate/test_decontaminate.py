@@ -55,7 +55,7 @@ def test_other_sizes_and_encodings_are_found_in_a_folder_and_others_are_not(fold
     bodies = [encoded(picture(1).resize((120, 120)), quality=50), encoded(picture(2), "WEBP", quality=60), encoded(picture(3)), b"no image"]
     bodies.append((folder / "flat.png").read_bytes())
     found = marked({"coco": str(folder)}, hashes(bodies))
-    assert [match for match, _ in found] == ["coco/a.jpg", "coco/b.png", None, None, None]
+    assert [match for match, _ in found] == ["coco/a.jpg", "coco/deep/b.png", None, None, None]
     assert all((distance is None) == (match is None) for match, distance in found)
     assert marked({"coco": str(folder)}, hashes(bodies), max_distance=0)[2:] == [(None, None)] * 3
 
