@@ -305,30 +305,33 @@ class ScoreWork:
     def _score(self, job: Job, careful: bool) -> Done:
         todo = self.store.read_table(job["scores"]["todo"])
         own = job["pool"]["out"] if job["pool"] else ""
-        table = self._with_images(todo, own)
+        todo, images, places = self._with_images(todo, own)
         timings: dict[str, Timing] = {}
-        table = frame.framed(table)
-        cuts = range(0, max(1, len(table)), SCORED)
-        made = pa.concat_tables([run_stages(self.stages, table[at : at + SCORED], job["id"], careful, timings) for at in cuts])
         names = stored_schema(self.stages, "pair_id", "fetch_id").names
+        pieces = []
+        for at in range(0, max(1, len(todo)), SCORED):
+            table = todo[at : at + SCORED]
+            taken = images.take(places[at : at + SCORED]) if images.schema.names else table.select([])
+            for name in taken.column_names:
+                table = table.append_column(taken.schema.field(name), taken[name])
+            scored = run_stages(self.stages, frame.framed(table, at), job["id"], careful, timings)
+            pieces.append(scored.select([*names, "row"]))
+        made = pa.concat_tables(pieces)
         check_errors(made, self.max_error_share, job["id"])
         self.store.write_table(job["scores"]["out"], made.select(names))
         return {"scored": len(made), "timings": {**job.get("timings", {}), **as_dict(timings)}}
 
-    def _with_images(self, todo: pa.Table, own: str) -> pa.Table:
-        """The pairs whose fetch has an image, with the pool's columns that the stages read."""
+    def _with_images(self, todo: pa.Table, own: str) -> tuple[pa.Table, Spill, np.ndarray]:
+        """The pairs whose fetch has an image; of the pool the columns that the stages read; and where each pair's row stands there."""
         wanted = sorted({name for stage in self.stages for name in stage.reads} - set(todo.column_names) - {"row"})
-        prefix = self.store.address("")
-        found = []
+        prefix, images = self.store.address(""), Spill()
+        known = []
         for file in todo["file"].unique().to_pylist():
             path: str = own if file is None else file.removeprefix(prefix).lstrip("/")
-            pool = self.store.read_table(path, ["fetch_id", "fate", *wanted])
-            found.append(pool.filter(pa.compute.equal(pool["fate"], KEPT)).drop_columns(["fate"]))
-        pool = pa.concat_tables(found)
-        at = pa.compute.index_in(todo["fetch_id"], pool["fetch_id"])
+            for pool in self.store.read_tables(path, ["fetch_id", "fate", *wanted]):
+                kept = pool.filter(pa.compute.equal(pool["fate"], KEPT))
+                known.append(kept["fetch_id"].combine_chunks())
+                images.add(kept.select(wanted))
+        at = pa.compute.index_in(todo["fetch_id"], pa.chunked_array(known, pa.string()))
         here = pa.compute.is_valid(at)
-        todo = todo.drop_columns(["file"]).filter(here)
-        images = pool.take(at.filter(here))
-        for name in wanted:
-            todo = todo.append_column(images.schema.field(name), images[name])
-        return todo
+        return todo.drop_columns(["file"]).filter(here), images, at.filter(here).to_numpy()

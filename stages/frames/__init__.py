@@ -171,8 +171,9 @@ class Frames(Stage):
 
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
         """As `__call__`, clips as they are finished: of a long video some are held, and never all."""
-        rows, paths = table["row"].to_pylist(), table["video"].to_pylist()
-        clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end)) for row, (start, end) in zip(rows, spans(table), strict=True)]
+        rows, paths = (table[name].to_pylist() for name in ("row", "video"))
+        both = zip(rows, spans(table), strict=True)
+        clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end)) for row, (start, end) in both]
         for path in dict.fromkeys(paths):
             waiting: list[Clip] = []
             held = 0

@@ -12,7 +12,7 @@ them: a signal to drop by, and a weak one to shift by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, floor
@@ -131,26 +131,33 @@ class Alignment(Stage):
         self.towers.close()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """See `pieces`."""
+        return next(self.pieces(table, lambda: None))
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+        """All rows at once; `goes_on` is called while a video is read."""
         spans = list(zip(*(table[name].to_pylist() for name in ("start_s", "end_s")), strict=True))
         paths, captions = table["video"].to_pylist(), table["caption"].fill_null("").to_pylist()
         curves: list[np.ndarray | None] = [None] * len(table)
         for path in dict.fromkeys(paths):
             at = [n for n, other in enumerate(paths) if other == path and _has_length(*spans[n])]
-            made = self._video(path, [spans[n] for n in at], [captions[n] for n in at])
+            made = self._video(path, [spans[n] for n in at], [captions[n] for n in at], goes_on)
             for n, curve in zip(at, made, strict=True):
                 curves[n] = curve
         judged = [_judged(curve, self.config) for curve in curves]
         for place, (name, column) in enumerate(self.adds.items()):
             table = table.append_column(name, pa.array([values[place] for values in judged], column.type))
-        return table
+        yield table
 
-    def _video(self, path: str, spans: list[tuple[float, float]], captions: list[str]) -> list[np.ndarray | None]:
+    def _video(
+        self, path: str, spans: list[tuple[float, float]], captions: list[str], goes_on: Callable[[], None]
+    ) -> list[np.ndarray | None]:
         """Of each clip the similarity at each offset, NaN where there is none; None where the video cannot be read."""
         reach = floor(self.config.window_s / self.config.step_s + 1e-9)
         inner = [_inner(span, self.config.step_s) for span in spans]
         wanted = sorted({number for first, last in inner for number in range(max(0, first - reach), last + reach + 1)})
         try:
-            with Video(path, self.config.max_pixels) as video:
+            with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
                 seen = self._seen(video, wanted)
         except UnreadableError:
             return [None] * len(spans)

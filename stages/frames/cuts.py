@@ -7,7 +7,7 @@ where the rate varies. A rule drops what crosses a cut: `{name: one_shot, keep: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
 from math import ceil, floor
@@ -78,6 +78,11 @@ class Cuts(Stage):
         av.logging.set_level(None)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """See `pieces`."""
+        return next(self.pieces(table, lambda: None))
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+        """All rows at once; `goes_on` is called while a video is read."""
         clips, paths = spans(table), table["video"].to_pylist()
         counts: list[int | None] = [None] * len(table)
         nearest: list[float | None] = [None] * len(table)
@@ -85,13 +90,13 @@ class Cuts(Stage):
             mine = [(n, clips[n]) for n, other in enumerate(paths) if other == path]
             whole = [(n, (start, end)) for n, (start, end) in mine if start is not None and end is not None and start < end]
             try:
-                found = self._found(path, [clip for _, clip in whole])
+                found = self._found(path, [clip for _, clip in whole], goes_on)
             except UnreadableError:
                 continue
             for n, clip in whole:
                 counts[n], nearest[n] = self._of(clip, found)
         table = table.append_column("cuts", pa.array(counts, pa.int32()))
-        return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
+        yield table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
 
     def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[int, float | None]:
         """How many of the cuts (rising, seconds) lie within the clip, and the nearest one."""
@@ -100,12 +105,12 @@ class Cuts(Stage):
         near = found[(found >= start - self.config.margin_s) & (found <= end + self.config.margin_s)]
         return inside, float(near[np.argmin(np.abs(near - (start + end) / 2))]) if len(near) else None
 
-    def _found(self, path: str, clips: list[tuple[float, float]]) -> np.ndarray:
+    def _found(self, path: str, clips: list[tuple[float, float]], goes_on: Callable[[], None] = lambda: None) -> np.ndarray:
         """Seconds at which a new shot begins, rising, in and around these clips."""
         reach = self.config.margin_s + self.config.min_shot_s + WARM_S
         around = _joined([(max(0.0, start - reach), end + reach) for start, end in clips])
         found: list[float] = []
-        with Video(path, self.config.max_pixels) as video:
+        with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
             for run in _runs(video, around):
                 found += self._detected(video, run)
         return np.array(found)
