@@ -6,13 +6,14 @@ stage `captions` reads, so the same cleaning, language rules and dedup hold for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.stage import Column, Expanded, Stage, Strict, drop
-from stages.lib.segments import DROPPED, Cut, Method, Rules, Segment, cut, why_none
+from stages.lib.segments import DROPPED, Method, Rules, Segment, cut, why_none
 from stages.lib.subtitles.columns import CUE, WORD, from_column
 
 MIN_S = {"sentences": 2.0, "windows": 2.0, "cues": 0.0, "howto100m": 10.0, "milnce": 5.0}
@@ -90,10 +91,15 @@ class Segments(Stage):
 
     def __call__(self, table: pa.Table) -> Expanded:
         rules = self._rules()
-        cuts: list[Cut] = []
-        for cues, times in zip(table["cues"], table["word_times"].to_pylist(), strict=True):
-            cuts.append(cut([from_column(cue) for cue in cues.as_py() or []], rules, times == "real"))
-        return Expanded(self._parents(table, cuts), _children(table["row"].to_pylist(), cuts))
+        reasons: list[str | None] = []
+        details: list[str] = []
+        children = [_children(0, [])]
+        for row, cues, times in zip(table["row"].to_pylist(), table["cues"], table["word_times"].to_pylist(), strict=True):
+            each = cut([from_column(cue) for cue in cues.as_py() or []], rules, times == "real")
+            reasons.append(None if each.segments else why_none(each) if each.lost else "no_cues")
+            details.append(each.balance.text())
+            children.append(_children(row, each.segments))  # one video's cues and segments at a time are Python objects
+        return Expanded(self._parents(table, reasons, details), pa.concat_tables(children))
 
     def _rules(self) -> Rules:
         config = self.config
@@ -110,22 +116,19 @@ class Segments(Stage):
             candidates=config.candidates,
         )
 
-    def _parents(self, table: pa.Table, cuts: list[Cut]) -> pa.Table:
+    def _parents(self, table: pa.Table, reasons: list[str | None], details: list[str]) -> pa.Table:
         table = table.select(["row", "fate", "detail"])
-        reasons = [None if each.segments else why_none(each) if each.lost else "no_cues" for each in cuts]
-        details = pa.array([each.balance.text() for each in cuts], pa.string())
         for reason in dict.fromkeys(filter(None, reasons)):
-            table = drop(table, pa.array([other == reason for other in reasons]), f"{self.name}:{reason}", details)
+            mask = pa.array([other == reason for other in reasons])
+            table = drop(table, mask, f"{self.name}:{reason}", pa.array(details, pa.string()))
         return table
 
 
-def _children(rows: list[int], cuts: list[Cut]) -> pa.Table:
-    flat = [(row, n, segment) for row, each in zip(rows, cuts, strict=True) for n, segment in enumerate(each.segments)]
-    segments = [segment for _, _, segment in flat]
+def _children(row: int, segments: Sequence[Segment]) -> pa.Table:
     return pa.table(
         {
-            "parent": pa.array([row for row, _, _ in flat], pa.int64()),
-            "segment": pa.array([n for _, n, _ in flat], pa.int32()),
+            "parent": pa.array([row] * len(segments), pa.int64()),
+            "segment": pa.array(range(len(segments)), pa.int32()),
             "start_s": pa.array([segment.start / 1000 for segment in segments], pa.float64()),
             "end_s": pa.array([segment.end / 1000 for segment in segments], pa.float64()),
             "exact": pa.array([segment.exact for segment in segments], pa.bool_()),

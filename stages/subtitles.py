@@ -6,6 +6,7 @@ the reasons.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -63,11 +64,19 @@ class Subtitles(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         hints = [table[name].to_pylist() if name else [None] * len(table) for name in self._columns]
-        rows = zip(table["subtitle"], *hints, strict=True)  # one body after the other: they are not all held as Python objects
-        read = [self._read(body.as_py(), name, language, video) for body, name, language, video in rows]
+        rows = zip(
+            table["subtitle"], *hints, strict=True
+        )  # one file after the other: they and their cues are not all held as Python objects
+        read: list[Track | SubtitleError] = []
+        cues: list[pa.Array] = [pa.array([], pa.list_(CUE))]
+        for body, name, language, video in rows:
+            got = self._read(body.as_py(), name, language, video)
+            said = [to_column(cue) for cue in got.cues] if isinstance(got, Track) else None
+            cues.append(pa.array([said], pa.list_(CUE)))
+            read.append(replace(got, cues=()) if isinstance(got, Track) else got)
         tracks = [got if isinstance(got, Track) else None for got in read]
         columns = {
-            "cues": pa.array([None if t is None else [to_column(cue) for cue in t.cues] for t in tracks], pa.list_(CUE)),
+            "cues": pa.chunked_array(cues),
             "subtitle_format": pa.array([t and t.format for t in tracks], pa.string()),
             "subtitle_encoding": pa.array([t and t.encoding for t in tracks], pa.string()),
             "subtitle_language": pa.array([t and t.language for t in tracks], pa.string()),

@@ -173,17 +173,41 @@ def test_lists_of_files_are_not_opened(videos: dict[str, Path], tmp_path: Path, 
         assert container.streams.video  # without our list of formats it would have been
 
 
-@pytest.mark.parametrize("name", ["empty", "noise", "text", "sound", "cover", "zero_length"])
-def test_what_is_no_video_has_its_reason(tmp_path: Path, name: str) -> None:
+def _with_cover(path: Path) -> None:
+    """Sound with a picture for players to show beside it."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 64
+        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode(None)])
+        for at in range(0, 128_000, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, at
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+
+
+@pytest.mark.parametrize("name", ["empty", "noise", "text", "cut_off", "sound", "cover", "zero_length"])
+def test_what_is_no_video_has_its_reason(videos: dict[str, Path], tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.mp4"
     expected = "frames:not_a_video"
     if name == "noise":
         path.write_bytes(np.random.default_rng(1).bytes(10_000))
     elif name == "text":
         path.write_text("<html><body>Sign in to watch</body></html>")
-    elif name in ("sound", "cover"):
+    elif name == "cut_off":  # before its list of frames, which mp4 has at its end
+        body = videos["steady"].read_bytes()
+        path.write_bytes(body[: len(body) // 2])
+    elif name == "sound":
         path = path.with_suffix(".mkv")
         film.write(path, [], audio_s=1.0)
+        expected = "frames:no_video"
+    elif name == "cover":
+        _with_cover(path)
         expected = "frames:no_video"
     elif name == "zero_length":
         film.write(path, [(0, picture(0))])
