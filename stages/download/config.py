@@ -71,8 +71,9 @@ class Config(Strict):
     engine: Literal["shardmill", "img2dataset", "yt_dlp"] = "shardmill"
     """`img2dataset` fetches with that package's own code (extra [img2dataset]), behind the same guard and limits per host. `yt_dlp` takes
     URLs for pages, and fetches the video of each by yt-dlp's extractors (extra [pages]), behind the same guard; needs `to: disk`."""
-    page_height: int = Field(720, ge=1, le=10_000)
-    """Of a page's files (engine yt_dlp) the best one of at most so many rows is taken, else the best."""
+    page_height: int = keyless(720, ge=1, le=10_000)
+    """Of a page's files (engine yt_dlp) the best one of at most so many rows is taken, else the best. What was fetched with another value
+    stays as it is."""
     to: Literal["memory", "disk"] = keyless("memory")
     """`disk`: bodies are written to files (of videos, which are never held whole) that are gone once their rows are through. They lie
     below TMPDIR; max_bytes_in_flight bounds those that are not handed on yet."""
