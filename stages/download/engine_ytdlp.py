@@ -59,9 +59,11 @@ class YtDlp:
     def __init__(self, around: Surroundings, threads: ThreadPoolExecutor) -> None:
         self.around, self.threads, self.config = around, threads, around.config
         from yt_dlp import globals as shared
+        from yt_dlp.extractor import gen_extractor_classes
 
         shared.plugin_dirs.value = []
         shared.all_plugins_loaded.value = True
+        gen_extractor_classes()  # seconds that belong to no page
 
     async def attempt(self, target: Target, since: float) -> Outcome:  # noqa: ARG002 (names are the system's: nothing to ask anew)
         """One try. Raises FetchError."""

@@ -27,6 +27,7 @@ from tests.support.corpus import command, fates, outputs, serve_pictures, shardm
 from tests.support.server import Server
 
 KILLS = 10
+RUN_S = 1800  # that a run may take on a machine with other work
 MOST_BETWEEN = 25  # files committed between two kills; a run of 400 rows commits about 150
 
 
@@ -36,7 +37,7 @@ def main(seed: int, made: Callable[[Path], Path]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calm = folder / "calm" / "runs" / "test"
-        shardmill("run", str(made(folder / "calm")))
+        shardmill("run", str(made(folder / "calm")), timeout=RUN_S)
         print(f"undisturbed: {fates(calm)}, {len(outputs(calm))} files")
         config = made(folder / "killed")
         kills = 0
@@ -44,7 +45,7 @@ def main(seed: int, made: Callable[[Path], Path]) -> int:
             kills += _disturbed(config, dice, KILLS - kills)
             if kills < KILLS and _finished(config):
                 (config.parent / "runs").rename(folder / f"finished-{kills}")
-        shardmill("run", str(config))
+        shardmill("run", str(config), timeout=RUN_S)
         return _compare("after ten kills", outputs(config.parent / "runs" / "test"), outputs(calm))
 
 
@@ -102,7 +103,7 @@ def _disturbed(config: Path, dice: random.Random, most: int) -> int:
                 os.killpg(going.pid, signal.SIGKILL)
                 kills += 1
                 break
-        going.wait(280)
+        going.wait(RUN_S)
     return kills
 
 

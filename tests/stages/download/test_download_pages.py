@@ -108,7 +108,7 @@ def visit(port: int, paths: list[str], **options: Any) -> list[dict[str, Any]]:
         "engine": "yt_dlp",
         "to": "disk",
     }
-    stage = Download(Download.Config.model_validate({**given, "retries": 0, **options}))
+    stage = Download(Download.Config.model_validate({**given, "timeout_s": 60, "retries": 0, **options}))
     try:
         table = apply(stage, wanted([f"http://pages.test{path}" for path in paths]))
         rows: list[dict[str, Any]] = table.to_pylist()
