@@ -7,7 +7,7 @@ where the rate varies. A rule drops what crosses a cut: `{name: one_shot, keep: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
 from math import ceil, floor
@@ -21,7 +21,7 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict
 from stages.frames.decode import Missing, UnreadableError, Video
-from stages.frames.spans import spans
+from stages.frames.spans import by_video, in_order, spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
 SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
@@ -78,18 +78,23 @@ class Cuts(Stage):
         av.logging.set_level(None)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        clips, paths = spans(table), table["video"].to_pylist()
+        return in_order(table, self.pieces(table, lambda: None))
+
+    def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
+        """As `__call__`, a video after the other."""
+        yield from by_video(table, lambda path, rows: self._counted(path, rows, goes_on))
+
+    def _counted(self, path: str, table: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
+        """The rows of one video."""
+        clips = [(n, (start, end)) for n, (start, end) in enumerate(spans(table)) if start is not None and end is not None and start < end]
         counts: list[int | None] = [None] * len(table)
         nearest: list[float | None] = [None] * len(table)
-        for path in dict.fromkeys(paths):
-            mine = [(n, clips[n]) for n, other in enumerate(paths) if other == path]
-            whole = [(n, (start, end)) for n, (start, end) in mine if start is not None and end is not None and start < end]
-            try:
-                found = self._found(path, [clip for _, clip in whole])
-            except UnreadableError:
-                continue
-            for n, clip in whole:
+        try:
+            found = self._found(path, [clip for _, clip in clips], goes_on)
+            for n, clip in clips:
                 counts[n], nearest[n] = self._of(clip, found)
+        except UnreadableError:
+            pass  # `frames` says why
         table = table.append_column("cuts", pa.array(counts, pa.int32()))
         return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
 
@@ -100,12 +105,12 @@ class Cuts(Stage):
         near = found[(found >= start - self.config.margin_s) & (found <= end + self.config.margin_s)]
         return inside, float(near[np.argmin(np.abs(near - (start + end) / 2))]) if len(near) else None
 
-    def _found(self, path: str, clips: list[tuple[float, float]]) -> np.ndarray:
+    def _found(self, path: str, clips: list[tuple[float, float]], goes_on: Callable[[], None] = lambda: None) -> np.ndarray:
         """Seconds at which a new shot begins, rising, in and around these clips."""
         reach = self.config.margin_s + self.config.min_shot_s + WARM_S
         around = _joined([(max(0.0, start - reach), end + reach) for start, end in clips])
         found: list[float] = []
-        with Video(path, self.config.max_pixels) as video:
+        with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
             for run in _runs(video, around):
                 found += self._detected(video, run)
         return np.array(found)
