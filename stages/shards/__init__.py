@@ -45,8 +45,8 @@ class Options(Strict):
     idx: bool = False
     """Write an index for NVIDIA DALI beside each tar."""
     whole_json: bool = False
-    """Each sample's JSON holds every column of the Parquet, as video2dataset's stages ask of what they read; else lists, structs and what is
-    often unknown stand in the Parquet alone, since HF datasets infers types from the first samples."""
+    """Each sample's JSON holds every column of the Parquet, as video2dataset's stages ask of what they read; else lists, structs and what
+    is often unknown stand in the Parquet alone, since HF datasets infers types from the first samples."""
 
     @model_validator(mode="after")
     def _input_order(self) -> Options:
