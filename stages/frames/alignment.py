@@ -59,9 +59,10 @@ class Options(Strict):
     max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
     """Width times height of a frame, as in `frames`."""
     gpus: float = keyless(0.0, ge=0)
-    """GPUs of one worker of the pool, which downloads and decodes too; 0 computes on CPUs."""
+    """GPUs of one worker of the pool, which downloads and decodes too: 0.1 lets ten share one, and `scores` needs its own share beside
+    them; 0 computes on CPUs."""
     workers: int | None = keyless(None, ge=1)
-    """How many workers the pool has in the whole Ray cluster; null: by its CPUs. With a GPU: how many models it holds."""
+    """How many workers the pool has in the whole Ray cluster, each with a model; null: by its CPUs, with `gpus` one."""
     cpus: float = keyless(1.0, gt=0)
     """CPUs of one worker of the pool."""
     memory: int = keyless(4 << 30, ge=1 << 30)
@@ -108,7 +109,8 @@ class Alignment(Stage):
         self.choice = Choice(self.config.model, self.config.pretrained, self.config.precision)
         self.version = Alignment.version + self.choice.version  # type: ignore[misc]
         self.files = self.choice.files()
-        self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
+        workers = self.config.workers or (1 if self.config.gpus else None)
+        self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, workers)
 
     @property
     def demonstration(self) -> str | None:
