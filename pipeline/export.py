@@ -78,7 +78,7 @@ def _clips(store: Store) -> Iterator[Clip]:
     if lacking := [name for name in NEEDED if name not in columns]:
         raise UserError(f"{store.url}: its shards lack {', '.join(lacking)}: only clips of videos can be exported")
     shift = "coalesce(shift_s, 0)" if "shift_s" in columns else "0"
-    single = "min(url) OVER (PARTITION BY source_id) = max(url) OVER (PARTITION BY source_id)"  # an id that is no other video's, too
+    single = "count(DISTINCT coalesce(url, '')) OVER (PARTITION BY source_id) = 1"  # an id that is no other video's, too
     known = f"regexp_full_match(source_id, {views.quote(NAMED.pattern)}) AND {single}"
     files = ", ".join(views.quote(store.address(path)) for path in paths)
     sql = (

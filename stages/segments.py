@@ -69,7 +69,7 @@ class Segments(Stage):
     seconds."""
 
     name = "segments"
-    version = 1
+    version = 2
     shape = "expand"
     reads = {
         "cues": Column(pa.list_(CUE), "timed texts in order"),
@@ -79,6 +79,7 @@ class Segments(Stage):
         "segment": Column(pa.int32(), "its place among the segments of its video, from 0"),
         "start_s": Column(pa.float64(), "seconds from the video's start to its first word's"),
         "end_s": Column(pa.float64(), "seconds from the video's start to its last word's end"),
+        "segment_s": Column(pa.float64(), "seconds from the one to the other"),
         "exact": Column(pa.bool_(), "both ends are times that the file gives; false: interpolated within a cue, or rounded"),
         "source_caption": Column(pa.string(), "what is spoken"),
         "segment_words": Column(pa.list_(WORD), "its words with their times, in seconds of the video; empty where cues are taken whole"),
@@ -131,6 +132,7 @@ def _children(row: int, segments: Sequence[Segment]) -> pa.Table:
             "segment": pa.array(range(len(segments)), pa.int32()),
             "start_s": pa.array([segment.start / 1000 for segment in segments], pa.float64()),
             "end_s": pa.array([segment.end / 1000 for segment in segments], pa.float64()),
+            "segment_s": pa.array([(segment.end - segment.start) / 1000 for segment in segments], pa.float64()),
             "exact": pa.array([segment.exact for segment in segments], pa.bool_()),
             "source_caption": pa.array([segment.text for segment in segments], pa.string()),
             "segment_words": pa.array([_words(segment) for segment in segments], pa.list_(WORD)),

@@ -265,7 +265,10 @@ class FetchWork:
             if careful:
                 made.add(stored(run_stages(self.stages[1:], batch, part, careful, timings), self.stages))
                 return
-            table = run_stages(self.stages[1:-1], batch, part, careful, timings)
+            table = batch
+            for stage in self.stages[1:-1]:
+                with HEART.at(part, stage.name, len(table), timings) as mark:
+                    table = pa.concat_tables(frame.apply_pieces(stage, table, mark.goes_on))
             with HEART.at(part, self.stages[-1].name, len(table), timings) as mark:
                 for piece in frame.apply_pieces(self.stages[-1], table, mark.goes_on):
                     made.add(stored(piece, self.stages))

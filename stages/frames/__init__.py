@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
@@ -22,7 +21,7 @@ from stages.frames.clip import Clip
 from stages.frames.decode import Missing, Played, UnreadableError, Video
 from stages.frames.film import Settings, films, passes
 from stages.frames.sound import encode, sounds
-from stages.frames.spans import spans
+from stages.frames.spans import in_order, spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
@@ -166,8 +165,7 @@ class Frames(Stage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Each video once, for all its rows."""
-        made = pa.concat_tables(self.pieces(table, lambda: None))
-        return made.take(pc.index_in(table["row"], made["row"]))
+        return in_order(table, self.pieces(table, lambda: None))
 
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
         """As `__call__`, clips as they are finished: of a long video some are held, and never all."""

@@ -25,11 +25,13 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict, keyless
 from stages.frames.decode import Shown, UnreadableError, Video
+from stages.frames.spans import by_video, in_order, spans
 from stages.lib import imageresize, videopicture
 from stages.lib.towers import Choice, ModelError, Precision, Towers
 
 DECIMALS = 4  # of a similarity: below that, numbers depend on what else was in the batch
 SEEN = 448  # pixels of a frame's shorter side when the model's own transform gets it: twice what most models see
+TEXTS = 256  # captions at once
 SLACK_S = 0.05  # by which a shifted clip may overrun the length that the container claims
 
 
@@ -57,9 +59,10 @@ class Options(Strict):
     max_pixels: int = Field(36_000_000, ge=1, le=500_000_000)
     """Width times height of a frame, as in `frames`."""
     gpus: float = keyless(0.0, ge=0)
-    """GPUs of one worker of the pool, which downloads and decodes too; 0 computes on CPUs."""
+    """GPUs of one worker of the pool, which downloads and decodes too: 0.1 lets ten share one, and `scores` needs its own share beside
+    them; 0 computes on CPUs."""
     workers: int | None = keyless(None, ge=1)
-    """How many workers the pool has in the whole Ray cluster; null: by its CPUs. With a GPU: how many models it holds."""
+    """How many workers the pool has in the whole Ray cluster, each with a model; null: by its CPUs, with `gpus` one."""
     cpus: float = keyless(1.0, gt=0)
     """CPUs of one worker of the pool."""
     memory: int = keyless(4 << 30, ge=1 << 30)
@@ -106,7 +109,8 @@ class Alignment(Stage):
         self.choice = Choice(self.config.model, self.config.pretrained, self.config.precision)
         self.version = Alignment.version + self.choice.version  # type: ignore[misc]
         self.files = self.choice.files()
-        self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, self.config.workers)
+        workers = self.config.workers or (1 if self.config.gpus else None)
+        self.resources = Resources(self.config.cpus, self.config.gpus, self.config.memory, workers)
 
     @property
     def demonstration(self) -> str | None:
@@ -131,38 +135,38 @@ class Alignment(Stage):
         self.towers.close()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """See `pieces`."""
-        return next(self.pieces(table, lambda: None))
+        return in_order(table, self.pieces(table, lambda: None))
 
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
-        """All rows at once; `goes_on` is called while a video is read."""
-        spans = list(zip(*(table[name].to_pylist() for name in ("start_s", "end_s")), strict=True))
-        paths, captions = table["video"].to_pylist(), table["caption"].fill_null("").to_pylist()
+        """As `__call__`, a video after the other."""
+        yield from by_video(table, lambda path, rows: self._aligned(path, rows, goes_on))
+
+    def _aligned(self, path: str, table: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
+        """The rows of one video."""
+        captions = table["caption"].fill_null("").to_pylist()
+        placed = [(n, start, end) for n, (start, end) in enumerate(spans(table))]
+        clips = [(n, (start, end), captions[n]) for n, start, end in placed if start is not None and end is not None and 0 <= start < end]
         curves: list[np.ndarray | None] = [None] * len(table)
-        for path in dict.fromkeys(paths):
-            at = [n for n, other in enumerate(paths) if other == path and _has_length(*spans[n])]
-            made = self._video(path, [spans[n] for n in at], [captions[n] for n in at], goes_on)
-            for n, curve in zip(at, made, strict=True):
-                curves[n] = curve
+        try:
+            with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
+                for (n, _, _), curve in zip(clips, self._curves(video, clips), strict=True):
+                    curves[n] = curve
+        except UnreadableError:
+            pass  # `frames` says why
         judged = [_judged(curve, self.config) for curve in curves]
         for place, (name, column) in enumerate(self.adds.items()):
             table = table.append_column(name, pa.array([values[place] for values in judged], column.type))
-        yield table
+        return table
 
-    def _video(
-        self, path: str, spans: list[tuple[float, float]], captions: list[str], goes_on: Callable[[], None]
-    ) -> list[np.ndarray | None]:
-        """Of each clip the similarity at each offset, NaN where there is none; None where the video cannot be read."""
+    def _curves(self, video: Video, clips: list[tuple[int, tuple[float, float], str]]) -> list[np.ndarray]:
+        """Of each clip the similarity at each offset, NaN where there is none."""
         reach = floor(self.config.window_s / self.config.step_s + 1e-9)
-        inner = [_inner(span, self.config.step_s) for span in spans]
+        inner = [_inner(span, self.config.step_s) for _, span, _ in clips]
         wanted = sorted({number for first, last in inner for number in range(max(0, first - reach), last + reach + 1)})
-        try:
-            with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
-                seen = self._seen(video, wanted)
-        except UnreadableError:
-            return [None] * len(spans)
-        texts = self.towers.embed_texts(captions)
-        return [self._curve(seen, span, ends, text, reach) for span, ends, text in zip(spans, inner, texts, strict=True)]
+        seen = self._seen(video, wanted)
+        texts = [self.towers.embed_texts([text for _, _, text in clips[at : at + TEXTS]]) for at in range(0, len(clips), TEXTS)]
+        both = zip(clips, inner, (text for some in texts for text in some), strict=True)
+        return [self._curve(seen, span, ends, text, reach) for (_, span, _), ends, text in both]
 
     def _curve(self, seen: Seen, span: tuple[float, float], ends: tuple[int, int], text: np.ndarray, reach: int) -> np.ndarray:
         """float64, shape (2 reach + 1,)."""
@@ -190,6 +194,7 @@ class Alignment(Stage):
             if len(waiting) == self.config.batch:
                 made.append(self.towers.embed_images(waiting))
                 waiting = []
+                video.goes_on()
         if waiting or not made:
             made.append(self.towers.embed_images(waiting))
         return Seen(place, np.concatenate(made), video.duration_s() or float("inf"))
@@ -213,10 +218,6 @@ def _told() -> Iterator[None]:
         yield
     except ModelError as err:
         raise UserError(f"stages.alignment{err.option and '.'}{err.option}: {err.text}") from err
-
-
-def _has_length(start: float | None, end: float | None) -> bool:
-    return start is not None and end is not None and 0 <= start < end
 
 
 def _inner(span: tuple[float, float], step: float) -> tuple[int, int]:

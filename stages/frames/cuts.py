@@ -21,7 +21,7 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict
 from stages.frames.decode import Missing, UnreadableError, Video
-from stages.frames.spans import spans
+from stages.frames.spans import by_video, in_order, spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
 SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
@@ -78,25 +78,25 @@ class Cuts(Stage):
         av.logging.set_level(None)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """See `pieces`."""
-        return next(self.pieces(table, lambda: None))
+        return in_order(table, self.pieces(table, lambda: None))
 
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
-        """All rows at once; `goes_on` is called while a video is read."""
-        clips, paths = spans(table), table["video"].to_pylist()
+        """As `__call__`, a video after the other."""
+        yield from by_video(table, lambda path, rows: self._counted(path, rows, goes_on))
+
+    def _counted(self, path: str, table: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
+        """The rows of one video."""
+        clips = [(n, (start, end)) for n, (start, end) in enumerate(spans(table)) if start is not None and end is not None and start < end]
         counts: list[int | None] = [None] * len(table)
         nearest: list[float | None] = [None] * len(table)
-        for path in dict.fromkeys(paths):
-            mine = [(n, clips[n]) for n, other in enumerate(paths) if other == path]
-            whole = [(n, (start, end)) for n, (start, end) in mine if start is not None and end is not None and start < end]
-            try:
-                found = self._found(path, [clip for _, clip in whole], goes_on)
-            except UnreadableError:
-                continue
-            for n, clip in whole:
+        try:
+            found = self._found(path, [clip for _, clip in clips], goes_on)
+            for n, clip in clips:
                 counts[n], nearest[n] = self._of(clip, found)
+        except UnreadableError:
+            pass  # `frames` says why
         table = table.append_column("cuts", pa.array(counts, pa.int32()))
-        yield table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
+        return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
 
     def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[int, float | None]:
         """How many of the cuts (rising, seconds) lie within the clip, and the nearest one."""

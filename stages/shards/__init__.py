@@ -44,6 +44,9 @@ class Options(Strict):
     """Which caption is the sample's text: as the captions stage left it, or as the input has it."""
     idx: bool = False
     """Write an index for NVIDIA DALI beside each tar."""
+    whole_json: bool = False
+    """Each sample's JSON holds every column of the Parquet, as video2dataset's stages ask of what they read; else lists, structs and what
+    is often unknown stand in the Parquet alone, since HF datasets infers types from the first samples."""
 
     @model_validator(mode="after")
     def _input_order(self) -> Options:
@@ -134,7 +137,7 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     table = listing(rows, keys(shard, rows["index"], config.samples, total), caption)
     kept = pc.equal(rows["fate"], KEPT)
     media = [name for name in (*MEDIA, "format", "sound_format") if name in rows.column_names]
-    samples = _samples(table.filter(kept), rows.select(["row", *media]).filter(kept))
+    samples = _samples(table.filter(kept), rows.select(["row", *media]).filter(kept), config.whole_json)
     members = write_tar(folder / f"{stem}.tar", samples)
     pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
     if config.idx:
@@ -150,14 +153,21 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
 
 
-def _samples(table: pa.Table, media: pa.Table) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
+def _samples(table: pa.Table, media: pa.Table, whole_json: bool) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
     """(key, {suffix: bytes}) of each kept row; `table` is their listing, `media` what goes into the tar, in the same order."""
     names = [name for name in MEDIA if name in media.column_names]
     for start in range(0, len(table), BATCH):
         batch, bodies = table.slice(start, BATCH), media.slice(start, BATCH)
         texts = pc.fill_null(batch["caption"], "").to_pylist()
         formats = (bodies[name].to_pylist() if name in media.column_names else [None] * len(bodies) for name in ("format", "sound_format"))
-        columns = (batch["key"].to_pylist(), as_json(batch), texts, *formats, bodies["row"].to_pylist(), *(bodies[name] for name in names))
+        columns = (
+            batch["key"].to_pylist(),
+            as_json(batch, whole_json),
+            texts,
+            *formats,
+            bodies["row"].to_pylist(),
+            *(bodies[name] for name in names),
+        )
         for key, meta, text, form, sound_form, row, *scalars in zip(*columns, strict=True):
             members = _media(dict(zip(names, scalars, strict=True)), form, sound_form)
             if key is None or members is None:

@@ -83,17 +83,33 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([valid(chunk.cast(pa.string())) for chunk in column.chunks], pa.string())
 
 
-def as_json(table: pa.Table) -> list[str]:
+def as_json(table: pa.Table, whole: bool = False) -> list[str]:
     """Each row of a listing as JSON, as img2dataset formats it: indent 4, ASCII, keys in the order of the columns.
 
     Every text has the same keys with the same types, as HF datasets infers them from the first samples: a null text is "",
     a null number 0, a null bool false; NaN and infinities, which JSON has not, are 0.0. Lists but LISTS, structs, bytes and
-    OFTEN_UNKNOWN stand in the Parquet alone.
+    OFTEN_UNKNOWN stand in the Parquet alone; with `whole` they stand here too, null where they are unknown.
     """
+    if whole:
+        return _whole(table)
     named = [name for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
     encoded = [(name, _listed(table[name]) if name in LISTS else _encoded(table[name])) for name in named]
     fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
     return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
+
+
+def _whole(table: pa.Table) -> list[str]:
+    """Each row with every column; the usual ones as `as_json` has them."""
+    usual = [json.loads(text) for text in as_json(table)]
+    more = [name for name in table.column_names if not usual or name not in usual[0]]
+    values = zip(*(table[name].to_pylist() for name in more), strict=True) if more else [()] * len(usual)
+    rows = ({**dict(zip(more, known, strict=True)), **row} for known, row in zip(values, usual, strict=True))
+    return [json.dumps({name: row[name] for name in table.column_names}, indent=4, default=_plain) for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has not: bytes as hex digits, a float16 as a number."""
+    return value.hex() if isinstance(value, bytes) else float(value)
 
 
 def _listed(column: pa.ChunkedArray) -> list[str]:

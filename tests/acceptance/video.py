@@ -2,7 +2,8 @@
 
 Prints a table. Of a subtitle file: its format, cues as the file has them and as they are read, repeated lines removed, words, segments, and
 seconds of cues kept and dropped by reason. Of a video: its codec, size and rotation, the fates of forty segments of a tenth of a second,
-and the greatest time that a chosen frame had been on screen. Then manifesto.mp4 with its automatic captions as clips. Exit code 1 where
+the greatest time that a chosen frame had been on screen, and its scene cuts. Then manifesto.mp4 with its automatic captions as clips, with
+cuts and, where the extra `scorer` is installed, when the picture fits the words best. Exit code 1 where
 a word is in no segment and not lost with a reason either, or a lag is negative.
 """
 
@@ -19,6 +20,9 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipeline.frame import apply, expand, framed
 from stages.frames import Frames
+from stages.frames.alignment import Alignment
+from stages.frames.cuts import Cuts
+from stages.lib import offline_scorer
 from stages.lib.segments import Rules, cut
 from stages.lib.subtitles import SubtitleError, Track, parse
 from stages.lib.subtitles.embedded import embedded_tracks
@@ -71,7 +75,7 @@ def frames(path: Path, spans: list[tuple[float, float]], count: int) -> list[dic
 
 
 def videos(folder: Path) -> int:
-    print(f"\n{'video':48} {'codec':8} {'size':>10} {'turned':>6} {'kept':>5} {'lag <=':>7}  other fates, text tracks")
+    print(f"\n{'video':48} {'codec':8} {'size':>10} {'turned':>6} {'kept':>5} {'lag <=':>7} {'cuts':>4}  other fates, text tracks")
     wrong = 0
     for path in sorted(path for path in folder.iterdir() if path.suffix != ".md"):
         rows = frames(path, [(n / 10, n / 10 + 0.1) for n in range(40)], 2)
@@ -79,12 +83,15 @@ def videos(folder: Path) -> int:
         first = next((row for row in rows if row["fate"] == "kept"), rows[0])
         lags = [lag for row in rows for lag in row["frame_lags"] or ()]
         wrong += sum(lag < 0 for lag in lags)
+        shots = Cuts()
+        shots.open()
+        cuts = apply(shots, framed(pa.table({"video": [str(path)], "start_s": [0.0], "end_s": [200.0]})))["cuts"][0]
         tracks = ", ".join(f"{track.format} {len(track.cues)}" for track in embedded_tracks(str(path)).values())
         others = ", ".join(f"{fate} {count}" for fate, count in sorted(fates.items()) if fate != "kept")
         size = f"{first['original_width']}x{first['original_height']}"
         turned = first["rotation"]
         line = f"{path.name:48} {first['video_codec'] or '':8} {size:>10} {turned!s:>6} {fates['kept']:5} {max(lags, default=0):7.3f}"
-        print(f"{line}  {others}  {tracks}")
+        print(f"{line} {cuts!s:>4}  {others}  {tracks}")
     return wrong
 
 
@@ -93,11 +100,18 @@ def together(data: Path) -> None:
     body = (data / "subtitles/youtube_auto_vtt/manifesto_90s.en.vtt").read_bytes()
     table = apply(Subtitles(), framed(pa.table({"subtitle": pa.array([body], pa.large_binary())})))
     children = expand(Segments(), table).children
+    clips = framed(children.select(["start_s", "end_s"]).append_column("caption", children["source_caption"]))
+    clips = clips.append_column("video", pa.array([str(data / "video/manifesto.mp4")] * len(clips)))
+    for stage in [Cuts(), *([] if offline_scorer.missing() else [Alignment(Alignment.Config(model="offline-scorer"))])]:
+        stage.open()
+        clips = apply(stage, clips)
     spans = list(zip(children["start_s"].to_pylist(), children["end_s"].to_pylist(), strict=True))
     print("\nmanifesto.mp4 with its automatic captions")
     rows = frames(data / "video/manifesto.mp4", spans, 4)
-    for (start, end), text, row in zip(spans, children["source_caption"].to_pylist(), rows, strict=True):
-        print(f"{start:7.2f} {end:7.2f}  {row['fate']:20} {len(row['frames'] or ())} frames  {text[:80]}")
+    for row, clip in zip(rows, clips.to_pylist(), strict=True):
+        fit = f"best at {clip['offset_s']:+4.0f} s ({clip['alignability']:+.3f})" if clip.get("offset_s") is not None else ""
+        made = f"{len(row['frames'] or ())} frames, {clip['cuts']} cuts {fit}"
+        print(f"{clip['start_s']:7.2f} {clip['end_s']:7.2f}  {row['fate']:20} {made}  {clip['caption'][:70]}")
 
 
 def main() -> int:

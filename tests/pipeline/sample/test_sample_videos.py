@@ -99,7 +99,7 @@ def test_most_clips_fit_best_when_they_are_said(made: runs.Result) -> None:
     listed = sql(f"SELECT offset_similarities FROM '{made.folder}/shards/*/*.parquet' WHERE status = 'success'", made)
     assert {len(curve) for (curve,) in listed} == {5}
     report = json.loads(Path(made.folder, "report/report.json").read_text())
-    assert {"offset_s", "alignability", "offset_gain", "similarity"} <= report["histograms"].keys()
+    assert {"offset_s", "alignability", "offset_gain", "similarity", "segment_s"} <= report["histograms"].keys()
     assert "offline-scorer" in json.loads(Path(made.folder, "shards/manifest.json").read_text())["aligned_by"]
 
 

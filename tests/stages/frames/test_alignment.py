@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.frame import apply, framed
+from pipeline.frame import apply, apply_pieces, framed
 from pipeline.sample import film
 from stages.frames import Frames
 from stages.frames.alignment import Alignment
+from stages.frames.cuts import Cuts
 from stages.lib import offline_scorer
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (128, 128, 128), "yellow": (200, 200, 30)}
@@ -112,6 +113,29 @@ def test_a_frame_goes_through_the_model_once_for_all_clips(colours: Path) -> Non
     seen: Any = made.towers
     apply(made, table(colours, [(4.0, 8.0, "green")] * 6 + [(6.0, 9.0, "green")]))
     assert seen.embedded == [5, 5, 1]  # seconds 1 to 11
+
+
+@pytest.mark.parametrize("name", ["alignment", "cuts"])
+def test_videos_are_judged_one_by_one_and_the_watchdog_hears_of_it(colours: Path, tmp_path: Path, name: str) -> None:
+    """Rows of two videos in turn come back in their order; while a video is read, the stage says that it goes on."""
+    other = tmp_path / "other.mp4"
+    other.write_bytes(colours.read_bytes())
+    both = [table(path, [(4.0 * n, 4.0 * n + 3, "blue")]) for n in range(4) for path in (colours, other)]
+    mixed = _numbered(pa.concat_tables(both))
+    made: Any = stage() if name == "alignment" else Cuts()
+    told: list[int] = []
+    pieces = list(apply_pieces(made, mixed, lambda: told.append(1)))
+    assert sorted(map(len, pieces)) == [4, 4]
+    assert len(told) > 4
+    whole = apply(made, mixed)
+    assert whole["row"].to_pylist() == list(range(8))
+    column = "offset_s" if name == "alignment" else "cuts"
+    assert whole[column].to_pylist()[::2] == whole[column].to_pylist()[1::2]
+    assert None not in whole[column].to_pylist()
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    return rows.set_column(rows.schema.get_field_index("row"), "row", pa.array(range(len(rows)), pa.int64()))
 
 
 def test_frames_are_those_of_the_shifted_time(colours: Path) -> None:

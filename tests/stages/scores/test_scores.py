@@ -76,6 +76,18 @@ def test_similarity_is_open_clips_own_on_100_pairs(folder: Path) -> None:
     np.testing.assert_allclose(ours, by_open_clip(folder, table), atol=1e-5)
 
 
+def test_a_clips_similarity_is_the_mean_of_open_clips_own_over_its_frames(folder: Path) -> None:
+    table = pairs(4)
+    bodies = table["image"].to_pylist()
+    clips = pa.table(
+        {"frames": pa.array([bodies[:3], bodies[3:]], pa.list_(pa.large_binary())), "caption": ["picture number 0", "picture number 3"]}
+    )
+    single = pa.table({"image": pa.array(bodies, pa.large_binary()), "caption": 3 * ["picture number 0"] + ["picture number 3"]})
+    found = pipeline.use("scores", model=str(folder), media="frames", batch=2)(clips)["similarity"].to_numpy()
+    wanted = by_open_clip(folder, single)
+    np.testing.assert_allclose(found, [wanted[:3].mean(), wanted[3]], atol=1e-5)
+
+
 def test_embeddings_are_kept_and_a_broken_image_costs_one_row(folder: Path) -> None:
     table = pairs(6)
     broken = table.set_column(0, "image", pa.array([*table["image"].to_pylist()[:5], b"\xff\xd8 no picture"], pa.large_binary()))

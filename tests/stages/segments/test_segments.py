@@ -39,6 +39,7 @@ def test_sentences_go_over_the_ends_of_lines() -> None:
         "Then we bake it for an hour.",
     ]
     assert [(child["start_s"], child["end_s"]) for child in children] == [(0, pytest.approx(3.3)), (pytest.approx(3.3), pytest.approx(5.4))]
+    assert [child["segment_s"] for child in children] == [pytest.approx(3.3), pytest.approx(2.1)]
     assert all(child["exact"] for child in children)
     assert [child["segment"] for child in children] == [0, 1]
     assert [word["text"] for word in children[1]["segment_words"]] == ["Then", "we", "bake", "it", "for", "an", "hour."]
