@@ -160,7 +160,7 @@ def test_howto100m_is_planned_from_its_captions(tmp_path: Path) -> None:
     (tmp_path / "raw_caption.json").write_text('{"nVbIUDjzWY4": {"start": [9.0], "end": [12.4], "text": ["we take the chain off"]}}')
     given = [f"input.path={tmp_path}/raw_caption.json", f"run.root={tmp_path}/runs"]
     run = opened("howto100m", *given)
-    assert run.layout.media == "frames"
+    assert run.layout.media == ["frames"]
     assert run.layout.aligner == run.layout.scorer == "ViT-B-32"
     odd = {rule: said for rule, said in run.config.about["rules"].items() if not str(said).startswith(WAYS)}
     assert not odd
