@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
 open_clip = pytest.importorskip("open_clip")
 
-from stages.train import checkpoint, loop, metrics, models  # noqa: E402
+from stages.train import checkpoint, loop, metrics  # noqa: E402
 from stages.train.config import Train, resumable, shown  # noqa: E402
 
 
