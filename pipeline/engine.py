@@ -7,13 +7,11 @@ retries of failed jobs, the watchdog for stages that stall, and the one budget o
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import queue
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -27,6 +25,7 @@ from pipeline.frame import error_text
 from pipeline.nodes import check_nodes, check_room, last_words
 from pipeline.storage import Store
 from pipeline.workers import BEAT_S, SAFE, Actor, AsyncWork, Done, Job, Tasks, Work, start_board
+from stages.lib.held_stderr import held_stderr
 
 log = logging.getLogger("shardmill")
 
@@ -272,7 +271,7 @@ def _init_ray(config: RunConfig) -> bool:
         if not local:
             _check_reachable(config.ray.address)
         try:
-            with _held_stderr():
+            with held_stderr():
                 ray.init(
                     address=config.ray.address,
                     include_dashboard=False if local else None,
@@ -312,24 +311,6 @@ def _cannot_join(address: str, err: BaseException) -> UserError:
         f"ray.address: cannot join a Ray cluster at {address}: {error_text(err)}{said and f' ({said})'}; "
         "give HOST:PORT of a running head (and its token, see docs/guide/cluster.md), or local to work here"
     )
-
-
-@contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
-    """Keeps what Ray's C++ side writes to stderr while it starts; where the start fails, it is a note of the error."""
-    sys.stderr.flush()
-    true_stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException as err:
-            held.seek(0)
-            err.add_note(held.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(true_stderr, 2)
-            os.close(true_stderr)
 
 
 def _ship_by_value(modules: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +36,19 @@ class TrainConfig(Strict):
 
 @dataclass
 class Result:
-    """What training came to: the folder of its files, steps taken, and the last line of metrics."""
+    """What training came to: the folder of its files, steps taken, the last line of metrics, and which evaluations failed ("": none)."""
 
     folder: str
     step: int
     steps: int
     last: dict[str, Any]
+    unmeasured: str = ""
 
 
 def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | None = None) -> Result:
     """Trains by a config file: a corpus config (its section `train`, on that run's shards), or a file with `train` alone.
 
-    Raises UserError before any work, TransientError when the same command can go on.
+    Raises UserError before any work, and where the model was trained but not evaluated; TransientError when the same command can go on.
     """
     wanted, ray = resolve(config, overrides or [])
     check_ready()
@@ -58,6 +59,8 @@ def run(config: str | Path, overrides: list[str] | None = None, show: Quiet | No
         speaker.close()
     if show is None:
         _told(result)
+    if result.unmeasured:
+        raise UserError(result.unmeasured)
     return result
 
 
@@ -70,12 +73,13 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
     wanted = whole_paths(wanted)
     store = Store(wanted.out or "", dict(wanted.storage_options))
     _check_writable(store)
-    evaluate = None
+    job = launch.Job(wanted, open_shards)
     if wanted.eval.data:
         from pipeline import evaluate as evaluation
 
         evaluation.items(measured(wanted))  # what is not there is told before an epoch is spent
-        evaluate = functools.partial(_evaluate, wanted)
+        identity = _identity(wanted)
+        job = replace(job, evaluate=functools.partial(_evaluate, wanted, identity), measured=identity)
 
     def ready() -> None:
         if ray.address != "local":
@@ -85,8 +89,8 @@ def run_config(wanted: Train, ray: Ray | None = None, show: Quiet | None = None)
 
     cluster = launch.Cluster(ray.address, ray.num_cpus, ray.object_store_memory, ready)
     with store.locked("training"):
-        outcome = launch.run(launch.Job(wanted, open_shards, evaluate), show or Quiet(), cluster)
-    return Result(store.url, outcome.step, outcome.steps, outcome.last)
+        outcome = launch.run(job, show or Quiet(), cluster)
+    return Result(store.url, outcome.step, outcome.steps, outcome.last, outcome.unmeasured)
 
 
 def resolve(config: str | Path, overrides: list[str]) -> tuple[Train, Ray]:
@@ -166,7 +170,16 @@ def _check_writable(store: Store) -> None:
         raise UserError(f"train.out: cannot write to {store.url}: {err}") from err
 
 
-def _evaluate(wanted: Train, folder: str, epochs: int) -> None:
+def _identity(wanted: Train) -> str:
+    """Of what `train.eval` evaluates, and on what: shards by their content, so that they may be moved."""
+    from stages.train.corpus import open_corpora
+
+    options = measured(wanted)
+    corpora = open_corpora(list(options.data), options.storage_options, key=options.data_key)
+    return f"{'model_ema' if wanted.ema else 'model'} on {corpora.fingerprint}"
+
+
+def _evaluate(wanted: Train, identity: str, folder: str, epochs: int) -> None:
     """Evaluates the model in `folder` after so many epochs, into OUT/eval.json and OUT/evals/."""
     from pipeline import evaluate
     from stages.evaluate import scorers
@@ -175,8 +188,8 @@ def _evaluate(wanted: Train, folder: str, epochs: int) -> None:
     store = Store(wanted.out or "", dict(wanted.storage_options))
     scorer = scorers.load(folder, None, "cuda" if wanted.gpus else "cpu", store.options)
     found = evaluate.evaluate(scorer, measured(wanted))
-    for path in ("eval.json", loop.EVALS.format(epochs)):
-        store.write_json(path, {"epochs": epochs, **found})
+    for path in (loop.EVAL, loop.EVALS.format(epochs)):
+        store.write_json(path, {"epochs": epochs, "measured": identity, **found})
 
 
 def measured(wanted: Train) -> Options:

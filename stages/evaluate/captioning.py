@@ -27,7 +27,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from stages.evaluate.scorers import OpenClip
 
-LONGEST, SHORTEST = 30, 5  # tokens with both ends, as open_clip's generate
+LONGEST, SHORTEST = 30, 5  # tokens with both ends, as open_clip's generate; where the model's context is shorter, it is the bound
 AT_ONCE = 16  # images decoded together: their logits, of every position, take 90 MB
 WORDS = re.compile(
     r"(?:n't|'(?:s|re|ve|ll|d|m))(?!\w)"  # clitics stand alone: do n't, dog 's
@@ -83,11 +83,12 @@ class Captioner:
         import torch
 
         model, end = self.scorer.model, self.scorer.tokenizer.eot_token_id
+        longest = min(LONGEST - 1, self.scorer.tokenizer.context_length, model.text_decoder.context_length)
         with torch.inference_mode():
             latent, embedded = model._encode_image(pixels)
             text = torch.full((len(pixels), 1), self.scorer.tokenizer.sot_token_id, device=pixels.device)
             done = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-            while text.shape[1] < LONGEST - 1 and not bool(done.all()):
+            while text.shape[1] < longest and not bool(done.all()):
                 logits = model(None, text, image_latent=latent, image_embs=embedded, output_labels=False)["logits"][:, -1]
                 if text.shape[1] < SHORTEST:
                     logits[:, end] = -torch.inf

@@ -10,7 +10,8 @@ import json
 import logging
 import pickle
 import zipfile
-from typing import Any
+import zlib
+from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
 from pipeline.storage import Store
@@ -20,7 +21,9 @@ from stages.train.optim import Ema
 FOLDER = "checkpoints"
 FORMAT = 2
 NET = "net."
+DAMAGED = (RuntimeError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError)
 WEIGHTS = "open_clip_model.safetensors"  # in an exported model's folder
+HEADER = 100_000_000  # bytes: safetensors allows its header no more
 log = logging.getLogger("shardmill")
 
 
@@ -95,11 +98,9 @@ def latest(store: Store) -> dict[str, Any] | None:
         where = store.address(f"{FOLDER}/{name}")
         try:
             with store.open(f"{FOLDER}/{name}") as handle:
-                if not zipfile.is_zipfile(handle):  # cut off: torch would seek to where nothing is
-                    raise EOFError("its end is missing")
-                handle.seek(0)
+                _check(handle)
                 state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as err:
+        except DAMAGED as err:
             if "allocate" in str(err):  # no memory is no damage
                 raise
             log.warning("train: %s is damaged (%s); the checkpoint before it is taken", where, str(err).partition(".")[0])
@@ -114,10 +115,21 @@ def latest(store: Store) -> dict[str, Any] | None:
     return None
 
 
-def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model") -> str:
+def _check(handle: BinaryIO) -> None:
+    """Raises one of DAMAGED where the file's bytes are not those that were written; torch itself looks at no checksum."""
+    if not zipfile.is_zipfile(handle):  # cut off: torch would seek to where nothing is
+        raise EOFError("its end is missing")
+    with zipfile.ZipFile(handle) as members:
+        if members.testzip():
+            raise zipfile.BadZipFile("some of its bytes are not those that were written")
+    handle.seek(0)
+
+
+def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "model", step: int | None = None) -> str:
     """Writes weights as open_clip's hub models have them: `open_clip.create_model("local-dir:FOLDER")`, or pretrained=FILE.
 
-    The offline scorer's lie beside a description of their own: `shardmill eval FOLDER`, or pretrained=FILE.
+    `step`: after which they are so; the file tells. The offline scorer's lie beside a description of their own: `shardmill eval FOLDER`, or
+    pretrained=FILE.
     """
     from safetensors.torch import save_file
 
@@ -126,9 +138,24 @@ def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "m
     with store.atomic(f"{folder}/{WEIGHTS}") as target:
         target.touch()
         mode = target.stat().st_mode
-        save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target))
+        told = None if step is None else {"step": str(step)}  # one entry: safetensors writes several in any order
+        save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target), told)
         target.chmod(mode)  # safetensors lets nobody but the owner read
     return store.address(folder)
+
+
+def exported(store: Store, model: Model, folder: str) -> int | None:
+    """The step after which a model was as the folder holds it; None where the folder is not whole, or does not tell."""
+    path = f"{folder}/{WEIGHTS}"
+    if not store.exists(path) or (model.description and not store.exists(f"{folder}/{model.described_in}")):
+        return None
+    with store.open(path) as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        try:
+            told = json.loads(handle.read(min(size, HEADER)))["__metadata__"]["step"]
+        except (ValueError, KeyError):
+            return None
+    return int(told)
 
 
 def averaged(state: dict[str, Any]) -> dict[str, Any]:

@@ -228,15 +228,21 @@ def shown(config: Train) -> dict[str, Any]:
 
 
 def resumable(before: dict[str, Any], now: Train) -> list[str]:
-    """Names of the options that changed since a checkpoint and merely steer. Raises UserError where its state would not fit any more."""
+    """Names of the options that changed since a checkpoint and merely steer. Raises UserError where its state would not fit any more.
+
+    `before`: what `shown` gave. Models and weights may lie elsewhere now: of these the last part of the path counts.
+    """
     current = shown(now)
     fixed = ("model", "batch", "seed", "loss", "augment", "order", "frozen_features", "caption")
-    if wrong := next((name for name in fixed if before.get(name) != current[name]), None):
-        was, now_is = before.get(wrong), current[wrong]
-        raise UserError(
-            f"train.{wrong}: it was {was} when the checkpoints in train.out were written, and is {now_is} now; "
-            "set it back, or give another train.out"
-        )
+    for name in fixed:
+        was, now_is = before.get(name), current[name]
+        if name == "model":
+            was, now_is = _placeless(was or {}), _placeless(now_is)
+        if found := difference(was, now_is, name):
+            raise UserError(
+                f"train.{found[0]}: it was {found[1]} when the checkpoints in train.out were written, and is {found[2]} now; "
+                "set it back, or give another train.out"
+            )
     was, now_is = ([source["weight"] for source in told.get("data", [])] for told in (before, current))
     if was != now_is:
         raise UserError(
@@ -244,3 +250,16 @@ def resumable(before: dict[str, Any], now: Train) -> list[str]:
             "order; set them back, or give another train.out"
         )
     return sorted(name for name, value in current.items() if before.get(name) != value)
+
+
+def difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
+    """The first value in which two of JSON's trees differ: its dotted name below `name`, before, now; None where they are equal."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name, before, now)
+    parts = (difference(before.get(key), now.get(key), f"{name}.{key}") for key in sorted({*before, *now}))
+    return next((found for found in parts if found), None)
+
+
+def _placeless(model: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders of the model's and the weights' files: what the one holds is compared apart, the other mattered at the start."""
+    return model | {name: str(model[name]).rstrip("/").rpartition("/")[2] for name in ("name", "pretrained") if model.get(name)}

@@ -22,11 +22,13 @@ from typing import Any
 
 from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
+from stages.lib.held_stderr import held_stderr
 from stages.train import loop
 from stages.train.config import Train
 from stages.train.metrics import Quiet
 
 log = logging.getLogger("shardmill")
+LOGGERS = ("shardmill", "stages")  # whose warnings come from the workers to the driver
 POLL_S = 0.5
 FAULT_S = 15.0  # how long workers may take to end after one of them named a fault
 STOP_S = 600.0  # how long a stop may take: the step, and its checkpoint
@@ -46,11 +48,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs, as it travels to it."""
+    """All that a worker needs, as it travels to it. `evaluate`, `measured`: see `loop.Context`."""
 
     config: Train
     open_source: OpenSource
     evaluate: Callable[[str, int], None] | None = None
+    measured: str = ""
 
 
 def run(job: Job, show: Quiet, cluster: Cluster | None = None) -> loop.Outcome:
@@ -81,9 +84,14 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._note)
+            self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.take()
         return self
+
+    def take(self) -> None:
+        """Takes the signals; again after Ray's start, which takes SIGTERM for itself."""
+        for number in self.before:
+            signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
@@ -104,6 +112,7 @@ def _here(job: Job, show: Quiet, signals: _Signals) -> loop.Outcome:
         report=show.show,
         stop=lambda: bool(signals.name),
         evaluate=job.evaluate,
+        measured=job.measured,
     )
     _check_device(job.config)
     with _alone() if job.config.strategy == "fsdp" else contextlib.nullcontext():
@@ -189,12 +198,30 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
         report=functools.partial(tell, "line"),
         stop=_Asking(board),
         evaluate=job.evaluate,
+        measured=job.measured,
     )
+    told = _Told(tell)
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(told)
     try:
         return asdict(loop.train(job.config, context, job.open_source))
     except UserError as err:  # trying again would not help: told, not raised
         ray.get(board.tell.remote("fault", str(err)))
         return asdict(loop.Outcome(loop.FAILED, error=str(err)))
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(told)
+
+
+class _Told(logging.Handler):
+    """Brings a worker's warnings (a bad sample, a damaged checkpoint) to the board: Ray keeps them from the driver."""
+
+    def __init__(self, tell: Callable[[str, Any], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.tell("log", (record.levelno, self.format(record)))
 
 
 @dataclass
@@ -223,6 +250,7 @@ def _by_ray(job: Job, show: Quiet, cluster: Cluster, signals: _Signals) -> loop.
 
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     owns = _start(cluster, job.config)
+    signals.take()
     try:
         cluster.ready()
         _check_resources(job.config)
@@ -256,6 +284,8 @@ def _follow(fit: _Fit, board: Any, show: Quiet, signals: _Signals) -> str:
                 fault, fault_at = fault or value, fault_at or time.monotonic()
             elif what == "line":
                 show.show(value)
+            elif what == "log":
+                log.log(value[0], "%s", value[1])
             else:
                 if begun:
                     log.warning("train: a worker was lost; training goes on from step %d", value[0])
@@ -299,6 +329,7 @@ def _start(cluster: Cluster, config: Train) -> bool:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ lines that say nothing to a user
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here reports to nobody
     import ray
 
     for name in ("ray.train", "ray"):
@@ -312,13 +343,14 @@ def _start(cluster: Cluster, config: Train) -> bool:
         options = {"num_cpus": max(cluster.num_cpus or os.cpu_count() or 1, asked), "object_store_memory": cluster.object_store_memory}
         options |= {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}}
     try:
-        ray.init(
-            address=cluster.address,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **options,
-        )
+        with held_stderr():
+            ray.init(
+                address=cluster.address,
+                include_dashboard=False if local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as err:
         text = " ".join(str(err).split())[:300]
         raise UserError(

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import ShardmillError, UserError
 from pipeline.storage import Store
 from stages.train import checkpoint, losses, models, optim
-from stages.train.config import Train, resumable, shown
+from stages.train.config import Train, difference, resumable, shown
 from stages.train.metrics import Line, Metrics
 from stages.train.step import Stepper, parallel
 from stages.train.window import Taken, Window, digest
@@ -27,7 +27,7 @@ log = logging.getLogger("shardmill")
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 BAD_SHARE, FROM_SAMPLES = 0.5, 1000  # of the samples so far, above which training ends; from how many on that is looked at
 SKIPPED = 40  # steps in a row without an update because fp16 overflowed; the scale is halved each time, from 65,536 to 6e-8
-EVALS = "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
+EVAL, EVALS = "eval.json", "evals/epoch-{:05d}.json"  # where `Context.evaluate` writes what it found
 
 
 class Source(Protocol):
@@ -55,17 +55,22 @@ class Context:
     begin: Callable[[int, int], None] = lambda _step, _steps: None
     report: Callable[[Line], None] = lambda _line: None
     stop: Callable[[], bool] = lambda: False
-    evaluate: Callable[[str, int], None] | None = None  # folder of a model, epochs done
+    evaluate: Callable[[str, int], None] | None = None  # folder of a model, epochs done; writes EVALS
+    measured: str = ""  # what `evaluate` evaluates on; a file of EVALS tells the same where it is of the same data
 
 
 @dataclass
 class Outcome:
-    """How a rank's training ended: done, stopped (the same command goes on) or failed (`error` says what to mend)."""
+    """How a rank's training ended: done, stopped (the same command goes on) or failed (`error` says what to mend).
+
+    `unmeasured` says which evaluations failed, and of what; "": none.
+    """
 
     state: str
     step: int = 0
     steps: int = 0
     error: str = ""
+    unmeasured: str = ""
     last: Line = field(default_factory=dict)
 
 
@@ -106,7 +111,10 @@ class _Rank:
         self.replaced = 0  # samples of the lines so far, on all ranks
         self.last: Line = {}
         self.stopping = False
+        self.unmeasured: list[int] = []  # epochs whose evaluation failed
+        self.fault = ""  # of the last of them
         self._resume()
+        self._check_end()
         self.metrics = Metrics(store, self.step, config.tensorboard) if context.rank == 0 else None
 
     def _resume(self) -> None:
@@ -114,6 +122,12 @@ class _Rank:
         if state is None:
             return
         where = self.store.address(checkpoint.FOLDER)
+        told = json.loads(state["described"]) if "described" in state else None
+        if told and (found := difference(told, json.loads(json.dumps(self.model.description)), "")):
+            raise UserError(
+                f"train.model: {self.config.model.name}: {found[0].lstrip('.')} was {found[1]} when the checkpoints in {where} were "
+                f"written, and is {found[2]} now; set it back, or give another train.out"
+            )
         for name in resumable(json.loads(state["config"]), self.config):
             if self.context.rank == 0:
                 log.info("train.%s differs from what it was when the checkpoint in %s was written", name, where)
@@ -125,13 +139,27 @@ class _Rank:
         self.step = int(state["step"])
         self.replaced = int(state["replaced"])
         self.window = Window.resumed(state["window"], self.context.rank)
+        if self.step >= self.steps and self.config.ema and not state["ema"]:
+            raise UserError(
+                f"train.ema: the training in {self.store.url} is done and kept no moving average; take ema out, or give another train.out"
+            )
+
+    def _check_end(self) -> None:
+        """Raises UserError where the checkpoint is of a longer training than the config's."""
+        if self.step > self.steps:
+            raise UserError(
+                f"train.epochs: {self.config.epochs} would be {self.steps} steps, and the checkpoint in "
+                f"{self.store.address(checkpoint.FOLDER)} is of step {self.step}; raise epochs again, or give another train.out"
+            )
 
     def run(self) -> Outcome:
+        epoch, start = self._place()
         if self.context.rank == 0:
+            self._drop_evals(epoch)
             self.context.begin(self.step, self.steps)
         models.train_mode(self.stepper.inner)
-        epoch, start = self._place()
-        if epoch and not start and self._due(epoch):  # a kill came between checkpoint and evaluation, or the latter was asked for since
+        # A kill may have come between checkpoint and evaluation, or the latter was asked for since, or the model was removed.
+        if epoch and not start and (self._due(epoch) or (epoch == self.config.epochs and not self._exported())):
             self._export(checkpoint.gather(self.stepper.module, self.stepper.optimizer, self.stepper.ema))
             self._evaluate(epoch)
         while epoch < self.config.epochs:
@@ -213,7 +241,8 @@ class _Rank:
 
         window, self.window = self.window, Window(taken.at)
         counts = window.shared(self.context.world, self.stepper.device)
-        self._check_data(taken.step * self.config.batch, counts["replaced"])
+        self.replaced += counts["replaced"]
+        self._check_data(taken.step * self.config.batch, self.replaced)
         if self.metrics is None:
             return
         seconds = max(taken.at - window.began, 1e-9)
@@ -228,10 +257,9 @@ class _Rank:
 
     def _check_data(self, seen: int, replaced: int) -> None:
         """Raises UserError on all ranks where most of what was seen stood for something bad: few samples, again and again."""
-        self.replaced += replaced
-        if seen >= min(FROM_SAMPLES, self.steps_of[0] * self.config.batch) and self.replaced > BAD_SHARE * seen:
+        if seen >= min(FROM_SAMPLES, self.steps_of[0] * self.config.batch) and replaced > BAD_SHARE * seen:
             raise UserError(
-                f"train.data: {self.replaced} of {seen} samples so far cannot be trained on, and others stood for them; the log names "
+                f"train.data: {replaced} of {seen} samples so far cannot be trained on, and others stood for them; the log names "
                 "them and their shards (a warning each): mend these shards or leave them out, and give another train.out"
             )
 
@@ -260,6 +288,8 @@ class _Rank:
         stepper = self.stepper
         state = checkpoint.gather(stepper.module, stepper.optimizer, stepper.ema)
         state["window"] = self.window.shared(self.context.world, stepper.device)
+        if epochs is not None:
+            self._check_data(self.step * self.config.batch, self.replaced + state["window"]["replaced"])
         if self.metrics is None:
             return
         self.metrics.flush()
@@ -267,6 +297,7 @@ class _Rank:
             self._export(state)
         held = {"step": self.step, "samples_seen": self.step * self.config.batch, "epoch": self._place()[0]}
         told: dict[str, Any] = {"replaced": self.replaced, "fingerprint": self.source.fingerprint, "config": json.dumps(shown(self.config))}
+        told["described"] = json.dumps(self.model.description)
         checkpoint.save(
             self.store, {**held, **told, **state, "scaler": stepper.scaler.state_dict()}, self.step, self.config.checkpoint.keep
         )
@@ -275,26 +306,51 @@ class _Rank:
         """Writes the model of a gathered state, and that of its moving average; on rank 0."""
         if self.context.rank:
             return
-        checkpoint.export(self.store, self.model, state["state_dict"])
+        checkpoint.export(self.store, self.model, state["state_dict"], "model", self.step)
         if self.stepper.ema is not None:
-            checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema")
+            checkpoint.export(self.store, self.model, checkpoint.averaged(state), "model_ema", self.step)
+
+    def _exported(self) -> bool:
+        """Whether all of that is there, as it is after this step."""
+        folders = ("model", "model_ema") if self.config.ema else ("model",)
+        return all(checkpoint.exported(self.store, self.model, folder) == self.step for folder in folders)
 
     def _due(self, epochs: int) -> bool:
-        """Whether a model is evaluated after so many epochs, and was not yet."""
-        wanted = self.config.eval
-        due = self.context.evaluate is not None and (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs)
-        return due and not self.store.exists(EVALS.format(epochs))
+        """Whether a model is evaluated after so many epochs, and was not yet, on this data."""
+        wanted, path = self.config.eval, EVALS.format(epochs)
+        if self.context.evaluate is None or not (epochs % wanted.every_epochs == 0 or epochs == self.config.epochs):
+            return False
+        return not self.store.exists(path) or self.store.read_json(path).get("measured") != self.context.measured
+
+    def _drop_evals(self, epochs: int) -> None:
+        """Figures after more epochs are of another training, or of steps that are taken again; metrics are cut back alike."""
+        folder, _, last = EVALS.format(epochs).rpartition("/")
+        later = [name for name in self.store.names(folder, ".json") if name > last]
+        for name in later:
+            self.store.remove(f"{folder}/{name}")
+        if later or not self.step:
+            self.store.remove(EVAL)
 
     def _evaluate(self, epochs: int) -> None:
-        """On rank 0, unless it was done before."""
-        if self.context.rank == 0 and self.context.evaluate is not None and self._due(epochs):
-            began = time.monotonic()
+        """On rank 0, unless it was done before. What fails there costs the figures, and no step of training."""
+        if self.context.rank or self.context.evaluate is None or not self._due(epochs):
+            return
+        began = time.monotonic()
+        try:
             self.context.evaluate(self.store.address("model_ema" if self.config.ema else "model"), epochs)
-            self.window.began += time.monotonic() - began  # its time is not training's
+        except Exception as err:  # the model or the data may not suit it, its storage may fail
+            self.unmeasured.append(epochs)
+            self.fault = str(err) if isinstance(err, ShardmillError) else f"{type(err).__name__}: {err}"
+            log.warning("train: the evaluation after epoch %d failed: %s", epochs, self.fault, exc_info=not isinstance(err, ShardmillError))
+            self.store.remove(EVAL)  # it is of an earlier model
+        self.window.began += time.monotonic() - began  # its time is not training's
 
     def _outcome(self, state: str) -> Outcome:
         self._settle()
-        return Outcome(state, self.step, self.steps, last=self.last)
+        after = ", ".join(str(epochs) for epochs in self.unmeasured)
+        failed = f"{'epochs' if len(self.unmeasured) > 1 else 'epoch'} {after} failed: {self.fault}"
+        unmeasured = f"train.eval: the evaluation after {failed}; mend it, then repeat the command, or take train.eval out" if after else ""
+        return Outcome(state, self.step, self.steps, unmeasured=unmeasured, last=self.last)
 
     def close(self) -> None:
         if self.metrics is not None:

@@ -127,3 +127,14 @@ def test_a_model_that_writes_nothing_is_refused(tmp_path: Path) -> None:
     clip: Any = scorers.load(str(models.made(tmp_path, models.CLIP)))
     with pytest.raises(UserError, match="writes no captions; only CoCa models do"):
         captioning.Captioner(clip)
+
+
+@models.needs_clip
+def test_a_caption_is_no_longer_than_the_model_s_context(tmp_path: Path) -> None:
+    """Texts of 6 tokens with both ends, where the decoder ends no caption by itself."""
+    text, multimodal = ({**models.COCA[name], "context_length": 6} for name in ("text_cfg", "multimodal_cfg"))
+    short = scorers.load(str(models.made(tmp_path / "short", {**models.COCA, "text_cfg": text, "multimodal_cfg": multimodal})))
+    assert isinstance(short, scorers.OpenClip)
+    short.model.text_decoder.text_projection.data[:, 49407].mul_(0)
+    written = captioning.Captioner(short).written(short.pixels(pictures(3)))
+    assert [len(tokens) for tokens in written] == [5, 5, 5]

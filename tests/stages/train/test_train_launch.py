@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,44 @@ def test_evaluation_data_that_is_not_there_is_told_before_the_first_step(tmp_pat
     assert not checkpoint.names(Store(wanted.out or ""))
 
 
+def test_figures_are_made_again_where_the_data_is_another_and_not_where_it_was_moved(tmp_path: Path, shards: Path) -> None:
+    def images(data: Path) -> int:
+        pipeline.train.run_config(config(tmp_path, batch=16, epochs=1, data=[{"shards": str(shards)}], eval={"data": str(data)}))
+        return int(json.loads((tmp_path / "out/eval.json").read_text())["data"]["images"])
+
+    held = write_shards(tmp_path / "held", 24, size=48)
+    assert (images(held), images(shards)) == (24, 64)
+    written = (tmp_path / "out/eval.json").stat().st_mtime_ns
+    assert images(shutil.copytree(shards, tmp_path / "moved")) == 64
+    assert (tmp_path / "out/eval.json").stat().st_mtime_ns == written
+
+
+def test_an_evaluation_that_fails_is_told_when_the_model_is_trained(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    path = write_config(tmp_path, shards, epochs=2, loader_workers=0, eval={"data": str(shards)})
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.train, "_evaluate", failing)
+        with pytest.raises(
+            UserError, match=r"^train\.eval: the evaluation after epochs 1, 2 failed: RuntimeError: no such operator; mend it"
+        ):
+            pipeline.train.run(path)
+    assert "trained 8 of 8 steps" in capsys.readouterr().out
+    assert (tmp_path / "out/model/open_clip_model.safetensors").exists()
+    pipeline.train.run(path)
+    assert json.loads((tmp_path / "out/eval.json").read_text())["epochs"] == 2
+
+
+def test_a_captioning_model_of_a_short_context_is_evaluated_while_it_is_trained(tmp_path: Path, shards: Path) -> None:
+    pytest.importorskip("pycocoevalcap")
+    raw = {"batch": 16, "epochs": 1, "data": [{"shards": str(shards)}], "eval": {"data": str(shards)}}
+    assert not pipeline.train.run_config(config(tmp_path, "micro_coca", **raw)).unmeasured
+    assert json.loads((tmp_path / "out/eval.json").read_text())["captioning"]["images"] == 64
+
+
 def test_all_of_a_training_and_its_evaluation_in_a_bucket(tmp_path: Path, shards: Path) -> None:
     for needed in ("moto", "s3fs"):
         pytest.importorskip(needed)
@@ -143,6 +182,25 @@ def test_the_command_trains_on_shards_and_a_stop_loses_nothing(tmp_path: Path, s
     out = shardmill("train", str(config_))
     assert f"train step={done}/40" in out.stderr
     assert apart(read(tmp_path / "calm"), read(tmp_path / "stopped")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)])
+def test_a_stop_of_two_workers_loses_nothing(tmp_path: Path, shards: Path, number: signal.Signals, code: int) -> None:
+    config_ = write_config(tmp_path, shards, epochs=200, workers=2, loader_workers=0, checkpoint={"every_steps": 10_000})
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command("train", str(config_)), env=environment, stderr=subprocess.PIPE, text=True) as going:
+        while going.poll() is None and not len(read(tmp_path)) > 5:
+            time.sleep(0.05)
+        going.send_signal(number)
+        _, said = going.communicate(timeout=200)
+    assert going.returncode == code, said
+    assert f"{number.name}: stopping after this step, with a checkpoint" in said
+    assert "Set ray log level" not in said
+    assert not (tmp_path / "out/.ray").exists()
+    state = checkpoint.latest(Store(str(tmp_path / "out")))
+    assert state is not None
+    assert state["step"] == len(read(tmp_path))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -208,6 +266,18 @@ def test_a_lost_worker_costs_steps_but_not_the_curve(tmp_path: Path, ray_here: A
 def test_a_fault_in_a_worker_is_told_once_and_not_tried_again(tmp_path: Path, ray_here: Any) -> None:
     with pytest.raises(UserError, match=r"^these shards cannot be$"):
         launch.run(launch.Job(config(tmp_path, workers=2), Faulty), metrics.Quiet())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_a_worker_warns_of_is_told_here(tmp_path: Path, ray_here: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def failing(*_: Any) -> None:
+        raise UserError("this model cannot be evaluated")
+
+    outcome = launch.run(launch.Job(config(tmp_path, workers=2, epochs=1), training.Pictures, failing), metrics.Quiet())
+    assert (outcome.state, outcome.step) == (loop.DONE, 5)
+    assert "after epoch 1 failed: this model cannot be evaluated" in outcome.unmeasured
+    assert "the evaluation after epoch 1 failed: this model cannot be evaluated" in caplog.text
 
 
 @pytest.mark.slow

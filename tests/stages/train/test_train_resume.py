@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.storage import Store
 from stages.lib import torchvision_shim
-from tests.support.training import Pictures, config, curve
+from tests.support.training import MODELS, VISION, Pictures, apart, config, curve
 
 torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
-pytest.importorskip("open_clip")
+open_clip = pytest.importorskip("open_clip")
 
 from stages.train import checkpoint, loop, metrics  # noqa: E402
+from stages.train.config import Train, resumable, shown  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -134,11 +137,168 @@ def test_data_that_is_mostly_bad_ends_it_at_the_same_step_whatever_came_between(
         curve(stopped, Mostly)
 
 
+def test_mostly_bad_data_ends_it_at_the_end_of_an_epoch_that_no_line_is_written_in(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.data: 21 of 40 samples"):
+        curve(config(tmp_path, log_every=1000), Mostly)
+
+
 def test_an_evaluation_s_time_is_not_training_s(tmp_path: Path) -> None:
     wanted = config(tmp_path, log_every=4)
     loop.train(wanted, loop.Context(evaluate=lambda *_: time.sleep(2)), Pictures)
     _, over_it, _ = metrics.read(Store(wanted.out or ""))
     assert 4 * wanted.batch / over_it["samples_per_s"] < 2
+
+
+def test_a_checkpoint_whose_bytes_changed_is_told_and_the_one_before_it_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One weight of thousands is another: the file has its length and structure, and torch looks at no checksum."""
+    calm = curve(config(fresh(tmp_path, "calm")))
+    wanted = config(fresh(tmp_path, "damaged"), checkpoint={"every_steps": 3, "keep": 9})
+    curve(wanted, stop_after=7)
+    state = checkpoint.latest(Store(wanted.out or ""))
+    assert state is not None
+    path = Path(wanted.out or "") / "checkpoints/step-000000007.pt"
+    data = path.read_bytes()
+    weights = state["state_dict"]["token_embedding.weight"].numpy().tobytes()[:4096]
+    assert weights in data
+    path.write_bytes(data.replace(weights, bytes(4096)))
+    assert apart(calm, curve(wanted)) < 2e-5
+    assert "step-000000007.pt is damaged" in caplog.text
+
+
+def evaluated(wanted: Any, measured: str) -> list[int]:
+    """Trains, and returns after which epochs the model was evaluated."""
+    store, seen = Store(wanted.out or ""), list[int]()
+
+    def evaluate(_: str, epochs: int) -> None:
+        seen.append(epochs)
+        for path in ("eval.json", loop.EVALS.format(epochs)):
+            store.write_json(path, {"epochs": epochs, "measured": measured})
+
+    loop.train(wanted, loop.Context(evaluate=evaluate, measured=measured), Pictures)
+    return seen
+
+
+def test_what_is_evaluated_on_other_data_is_evaluated_again(tmp_path: Path) -> None:
+    wanted = config(tmp_path)
+    assert [evaluated(wanted, "some"), evaluated(wanted, "some"), evaluated(wanted, "others")] == [[1, 2], [], [2]]
+
+
+def test_figures_of_steps_that_are_trained_again_are_made_again(tmp_path: Path) -> None:
+    wanted = config(tmp_path, checkpoint={"keep": 9})
+    out = Path(wanted.out or "")
+    evaluated(wanted, "some")
+    (out / "checkpoints/step-000000010.pt").unlink()
+    curve(wanted, stop_after=2)
+    assert [path.name for path in (out / "evals").iterdir()] == ["epoch-00001.json"]
+    assert not (out / "eval.json").exists()
+    assert evaluated(wanted, "some") == [2]
+
+
+def test_a_training_that_begins_anew_leaves_no_figures_of_the_one_before(tmp_path: Path) -> None:
+    wanted = config(tmp_path)
+    out = Path(wanted.out or "")
+    evaluated(wanted, "some")
+    shutil.rmtree(out / "checkpoints")
+    curve(wanted, stop_after=2)
+    assert not list((out / "evals").iterdir())
+    assert not (out / "eval.json").exists()
+
+
+def test_a_failing_evaluation_is_told_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def failing(_: str, epochs: int) -> None:
+        raise RuntimeError("no such operator")
+
+    wanted = config(tmp_path)
+    Store(wanted.out or "").write_json("eval.json", {})
+    outcome = loop.train(wanted, loop.Context(evaluate=failing), Pictures)
+    assert (outcome.state, outcome.step) == (loop.DONE, 10)
+    assert "after epochs 1, 2 failed" in outcome.unmeasured
+    assert "RuntimeError: no such operator" in outcome.unmeasured
+    assert "no such operator" in caplog.text
+    assert not Store(wanted.out or "").exists("eval.json")
+    assert evaluated(wanted, "some") == [2]
+
+
+@pytest.mark.parametrize("more", [{}, {"ema": 0.9}])
+def test_an_exported_model_that_is_gone_is_there_again(tmp_path: Path, more: dict[str, Any]) -> None:
+    wanted = config(tmp_path, **more)
+    curve(wanted)
+    out = Path(wanted.out or "")
+    held = {path: path.read_bytes() for path in out.glob("model*/*")}
+    assert len(held) == (4 if more else 2)
+    for path in held:
+        path.unlink()
+        curve(wanted)
+        assert {one: one.read_bytes() for one in out.glob("model*/*")} == held
+
+
+def test_a_done_training_s_model_is_that_of_its_last_step(tmp_path: Path) -> None:
+    """15 steps were stopped at the end of an epoch that exported nothing, and are all that is asked for now."""
+    from safetensors.torch import load_file
+
+    curve(config(tmp_path))
+    curve(config(tmp_path, epochs=4), stop_after=5)
+    wanted = config(tmp_path, epochs=3)
+    curve(wanted)
+    state = checkpoint.latest(Store(wanted.out or ""))
+    assert state is not None
+    assert state["step"] == 15
+    held = load_file(f"{wanted.out}/model/{checkpoint.WEIGHTS}")
+    assert all(torch.equal(value, state["state_dict"][name]) for name, value in held.items())
+
+
+def test_what_a_done_training_cannot_give_any_more_is_refused(tmp_path: Path) -> None:
+    curve(config(tmp_path))
+    with pytest.raises(UserError, match=r"train\.ema: .*kept no moving average"):
+        curve(config(tmp_path, ema=0.9))
+    with pytest.raises(UserError, match=r"train\.epochs: 1 would be 5 steps, and .* is of step 10"):
+        curve(config(tmp_path, epochs=1))
+
+
+@pytest.fixture
+def forgetful() -> Iterator[Callable[[], None]]:
+    """Makes open_clip forget the model, as another process does not know it."""
+
+    def forget() -> None:
+        open_clip.factory._MODEL_CONFIGS.pop("micro", None)
+
+    yield forget
+    forget()
+
+
+@pytest.mark.parametrize(("name", "value"), [("head_width", 8), ("layers", 3)])
+def test_a_model_that_was_changed_in_place_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: Callable[[], None], name: str, value: int
+) -> None:
+    """With weights of the same shapes, and of others."""
+    curve(config(tmp_path), stop_after=2)
+    monkeypatch.setitem(MODELS, "micro", {**MODELS["micro"], "vision_cfg": {**VISION, name: value}})
+    forgetful()
+    said = rf"train\.model: .*micro\.json: model_cfg\.vision_cfg\.{name} was {VISION[name]} when .* is {value} now"
+    with pytest.raises(UserError, match=said):
+        curve(config(tmp_path))
+
+
+def test_a_project_that_was_moved_goes_on(tmp_path: Path) -> None:
+    calm = curve(config(fresh(tmp_path, "calm")))
+    curve(config(fresh(tmp_path, "here")), stop_after=3)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert apart(calm, curve(config(tmp_path / "there"))) == 0
+
+
+def test_the_option_that_changed_is_named_with_its_section() -> None:
+    wanted = {"model": {"name": "/here/own.json", "pretrained": "/here/a.pt"}, "augment": {"hflip": True}}
+    before = shown(Train.model_validate(wanted))
+    assert resumable(before, Train.model_validate({**wanted, "model": {"name": "/there/own.json", "pretrained": "s3://there/a.pt"}})) == [
+        "model"
+    ]
+    for change, said in (
+        ({"model": {"name": "/here/own.json", "pretrained": "/here/b.pt"}}, r"train\.model\.pretrained: it was a\.pt when .* is b\.pt now"),
+        ({"augment": {"hflip": False}}, r"train\.augment\.hflip: it was True when .* is False now; set it back"),
+        ({"seed": 5}, r"train\.seed: it was 0 when .* is 5 now"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resumable(before, Train.model_validate({**wanted, **change}))
 
 
 def fresh(tmp_path: Path, name: str) -> Path:
