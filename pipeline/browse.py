@@ -39,6 +39,7 @@ class Rows:
     known: Known
     con: Any
     lock: threading.Lock = field(default_factory=threading.Lock)
+    held: tuple[str, list[Any], str] | None = None  # the question whose hits are the table `hits`
 
     def __post_init__(self) -> None:
         """Makes the tables `browsed` (a line a row) and `homes` (fetch -> its file in the pool)."""
@@ -66,7 +67,8 @@ class Rows:
         return list(self.con.sql(f"SELECT * FROM {name} LIMIT 0").columns)
 
     def find(self, asked: dict[str, str]) -> dict[str, Any]:
-        """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most`, `sort`, `down`, `page`.
+        """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most`, `sort`, `down`; and `page`,
+        or the rows `after` or `before` a row of the same question, which costs as little at the end as at the beginning.
 
         Raises UserError for a column that is not there or a number that is none.
         """
@@ -74,24 +76,34 @@ class Rows:
         where = f"WHERE {' AND '.join(tests)}" if tests else ""
         sort = asked.get("sort") or "row"
         self._check(sort)
-        down = "DESC" if asked.get("down") else "ASC"
+        down = bool(asked.get("down"))
         number = min(max(int(_number(asked.get("page") or "0")), 0), MOST_PAGES)
         listed = ", ".join(
             f'left("{name}", {CHARS}) AS "{name}"' if kind == "VARCHAR" else f'"{name}"' for name, kind in self.columns.items()
         )
         with self.lock:
-            if where:  # one look at the texts, not one to count and another to sort
-                self.con.execute(f'CREATE OR REPLACE TEMP TABLE hits AS SELECT row, "{sort}" AS place FROM browsed {where}', values)
-            source = "hits" if where else f'(SELECT row, "{sort}" AS place FROM browsed)'
+            source = self._source(where, values, sort)
             ((total,),) = self.con.execute(f"SELECT count(*) FROM {source}").fetchall()
-            chosen = f"SELECT row FROM {source} ORDER BY place {down} NULLS LAST, row LIMIT {PAGE} OFFSET {number * PAGE}"
-            sql = f'SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY "{sort}" {down} NULLS LAST, row'
+            if asked.get("after") or asked.get("before"):
+                chosen = _beside(source, down, int(_number(asked.get("after") or asked["before"])), forward=bool(asked.get("after")))
+            else:
+                chosen = f"SELECT row FROM {source} ORDER BY {_order(down)} LIMIT {PAGE} OFFSET {number * PAGE}"
+            sql = f"SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY {_order(down, sort)}"
             rows = self.con.sql(sql).to_arrow_table()
         return {
             "total": total,
             "page": number,
             "rows": [{name: _finite(value) for name, value in line.items()} for line in rows.to_pylist()],
         }
+
+    def _source(self, where: str, values: list[Any], sort: str) -> str:
+        """A table of `row` and `place`, which it is ordered by. Hits of a question are looked for once, whatever is turned to then."""
+        if not where:
+            return f'(SELECT row, "{sort}" AS place FROM browsed)'
+        if self.held != (where, values, sort):
+            self.con.execute(f'CREATE OR REPLACE TEMP TABLE hits AS SELECT row, "{sort}" AS place FROM browsed {where}', values)
+            self.held = (where, values, sort)
+        return "hits"
 
     def _tests(self, asked: dict[str, str]) -> tuple[list[str], list[Any]]:
         tests, values = [], list[Any]()
@@ -131,6 +143,23 @@ class Rows:
         with self.lock:
             found = explain.told(self.con, f"k.row = {row}")
         return explain.tell(found[0]) if found else []
+
+
+def _order(down: bool, place: str = "place", back: bool = False) -> str:
+    """SQL of an order by a column, nulls last, then by row; `back`: the same from its end."""
+    ways = ("DESC NULLS LAST", "ASC") if not back else ("ASC NULLS FIRST", "DESC")
+    if not down:
+        ways = ("ASC NULLS LAST", "ASC") if not back else ("DESC NULLS FIRST", "DESC")
+    return f'"{place}" {ways[0]}, row {ways[1]}'
+
+
+def _beside(source: str, down: bool, row: int, forward: bool) -> str:
+    """SQL of the PAGE rows after (or before) a row of `source` in its order."""
+    farther = "<" if down == forward else ">"  # of a place, as one goes on
+    further, null = (">", "s.place IS NULL AND k.place IS NOT NULL") if forward else ("<", "s.place IS NOT NULL AND k.place IS NULL")
+    beside = f"s.place {farther} k.place OR ({null}) OR (s.place IS NOT DISTINCT FROM k.place AND s.row {further} k.row)"
+    held = f"SELECT s.row, s.place FROM {source} s, (SELECT row, place FROM {source} WHERE row = {row}) k WHERE {beside}"
+    return f"SELECT row FROM ({held}) ORDER BY {_order(down, back=not forward)} LIMIT {PAGE}"
 
 
 def _number(text: str) -> float:
@@ -173,9 +202,8 @@ def start(rows: Rows) -> str:
     """The page itself; all rows come to it as JSON."""
     numeric = [name for name, kind in rows.columns.items() if kind not in {"VARCHAR", "BOOLEAN"}]
     data = {"columns": list(rows.columns), "page": PAGE, "first": [name for name in FIRST if name in rows.columns]}
-    return page.bare(
-        "browse.html", "browse.js", data, run=rows.known.run.config.run.name, fates=rows.fates, columns=list(rows.columns), numeric=numeric
-    )
+    name = rows.known.run.config.run.name
+    return page.html("browse.html", "browse.js", data, plots=False, run=name, fates=rows.fates, columns=list(rows.columns), numeric=numeric)
 
 
 def handler(rows: Rows) -> type[BaseHTTPRequestHandler]:

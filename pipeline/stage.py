@@ -6,6 +6,7 @@ are alive, only the columns that it reads, and never counts, times or isolates f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -40,6 +41,15 @@ def keyless(default: Any, **options: Any) -> Any:
     """A config field that cannot change what the stage puts out (a rate, a time-out) and so is left out of the key."""
     info: FieldInfo = Field(default, json_schema_extra={"keyless": True}, **options)
     return info
+
+
+def file_digest(path: str) -> str:
+    """SHA-256, as hex digits, of a local file or fsspec URL that a config names: where it goes into the config, a changed file is another
+    config although its name is the same. Raises OSError, ValueError or ImportError."""
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

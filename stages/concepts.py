@@ -7,7 +7,6 @@ and digits a space. A word is found where it stands whole; one in a script witho
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import fsspec
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.stage import Column, Stage, Strict
+from pipeline.stage import Column, Stage, Strict, file_digest
 from stages.lib.comparable import dense_script, normal_batch
 from stages.lib.shingles import code_points
 
@@ -37,7 +36,7 @@ class Options(Strict):
         if not isinstance(raw, dict) or not isinstance(raw.get("words"), str) or raw.get("words_sha256"):
             return raw
         try:
-            return {**raw, "words_sha256": hashlib.sha256(_read(raw["words"])).hexdigest()}
+            return {**raw, "words_sha256": file_digest(raw["words"])}
         except (OSError, ValueError, ImportError) as err:
             raise ValueError(f"words: cannot read {raw['words']}: {err}") from err
 

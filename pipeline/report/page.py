@@ -56,19 +56,11 @@ def render(report: dict[str, Any], shown: dict[str, Any]) -> str:
     return html("page.html", "page.js", data, report=report, shown=shown, kept=KEPT)
 
 
-def html(name: str, script: str, data: Any, **values: Any) -> str:
-    """A page from a template of ours: with the plotting library, what all pages share, the page's own script, and `data` for it."""
-    scripts = [_asset(one) for one in (PLOTS, "charts.js", script)]
+def html(name: str, script: str, data: Any, plots: bool = True, **values: Any) -> str:
+    """A page from a template of ours: the page's own script and `data` for it; with `plots`, the plotting library and what goes with it."""
+    scripts = [_asset(one) for one in ((PLOTS, "charts.js") if plots else ()) + (script,)]
     policy = " ".join(f"'sha256-{_hash(text)}'" for text in scripts)
     return str(template(name).render(data=embedded(data), style=_asset("page.css"), scripts=scripts, policy=policy, **values))
-
-
-def bare(name: str, script: str, data: Any, **values: Any) -> str:
-    """A page without plots."""
-    text = _asset(script)
-    return str(
-        template(name).render(data=embedded(data), style=_asset("page.css"), scripts=[text], policy=f"'sha256-{_hash(text)}'", **values)
-    )
 
 
 def embedded(value: Any) -> str:
@@ -87,20 +79,24 @@ def _asset(name: str) -> str:
 
 
 @cache
-def template(name: str) -> Any:
-    """A template of ours; what it puts into HTML is escaped."""
+def _templates() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=jinja2.select_autoescape(("html",), default=False),
+        loader=jinja2.FunctionLoader(_asset),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {
-        "count": lambda n: f"{n:,}",
-        "share": lambda part, whole: f"{part / max(whole, 1):.1%}",
-        "size": _size,
-        "span": _span,
-    }
-    return environment.from_string(_asset(name))
+    environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}"}
+    environment.filters |= {"size": _size, "span": _span}
+    return environment
+
+
+def template(name: str) -> Any:
+    """A template of ours; what it puts into HTML is escaped."""
+    return _templates().get_template(name)
 
 
 def _span(seconds: float) -> str:

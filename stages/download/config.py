@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from pipeline.errors import UserError
-from pipeline.stage import Strict, keyless
+from pipeline.stage import Strict, file_digest, keyless
 from stages.download.guard import allowed_network
-from stages.download.optout import digest_of_files, normal
+from stages.download.optout import normal
 from stages.download.resolver import place
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -62,7 +62,7 @@ class OptOutLists(Strict):
         if not isinstance(data, dict) or not isinstance(data.get("files"), list):
             return data
         try:
-            return {**data, "digests": digest_of_files(data["files"])}
+            return {**data, "digests": {path: file_digest(path) for path in data["files"]}}
         except (OSError, ValueError, ImportError) as err:
             raise ValueError(f"cannot read the opt-out list: {err}") from None
 

@@ -99,15 +99,6 @@ class OptOut:
         return at < self.hashes.size and bool(self.hashes[at] == value)
 
 
-def digest_of_files(files: Sequence[str]) -> dict[str, str]:
-    """sha256 of each list's bytes: a changed list is another config, although its name is the same."""
-    out = {}
-    for path in files:
-        with fsspec.open(path, "rb") as file:
-            out[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    return out
-
-
 def _lines(path: str) -> Iterator[str]:
     with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
         for number, line in enumerate(file, 1):

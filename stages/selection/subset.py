@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.stage import file_digest
 
 PAIR = np.dtype([("f0", "<u8"), ("f1", "<u8")])  # uid[:16] and uid[16:] as numbers
 UIDS = pa.schema([("uid", pa.binary(16))])
@@ -21,12 +21,9 @@ HEX = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def digest(path: str) -> str | None:
-    """SHA-256 of the file as hex digits; None where it cannot be read (`read` says why, before any work)."""
-    import fsspec
-
+    """The file's SHA-256; None where it cannot be read (`read` says why, before any work)."""
     try:
-        with fsspec.open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_digest(path)
     except (OSError, ValueError, ImportError):
         return None
 

@@ -42,6 +42,7 @@ QUESTIONS: list[dict[str, str]] = [
     {"host": "host1.example", "column": "similarity", "least": "0.3", "sort": "latency_ms"},
     {"sort": "url", "down": "1", "page": "20"},
 ]
+DEEP = 0.9  # of the rows in an order, behind which a page is asked for
 PICTURES, HOSTS, PER_FILE = 200, 20_000, 50_000
 LOSSES = [("download:http_404", "HTTP 404"), ("download:dns_nxdomain", "no such host"), ("download:timeout", "no answer in 20 s"),
           ("images:undecodable", "broken data stream")]  # fmt: skip
@@ -155,6 +156,11 @@ def timed(*args: str) -> tuple[float, float]:
     return time.monotonic() - began, usage.ru_maxrss * 1024
 
 
+def _where(rows: browse.Rows, asked: dict[str, str]) -> tuple[str, list[Any], str]:
+    tests, values = rows._tests(asked)
+    return f"WHERE {' AND '.join(tests)}" if tests else "", values, asked["sort"]
+
+
 def browsed(run: Path) -> float:
     """Seconds of the slowest of a few questions to `browse`; prints all."""
     began, slowest = time.monotonic(), 0.0
@@ -168,6 +174,15 @@ def browsed(run: Path) -> float:
             seconds = time.monotonic() - began
             slowest = max(slowest, seconds)
             print(f"  {asked}: {total:,} rows in {seconds:.3f} s")
+            source = rows._source(*_where(rows, asked))
+            order = browse._order(bool(asked.get("down")))
+            ((row,),) = con.execute(f"SELECT row FROM {source} ORDER BY {order} LIMIT 1 OFFSET {int(DEEP * total)}").fetchall()
+            for turn in ("after", "before"):
+                began = time.monotonic()
+                assert len(rows.find({**asked, turn: str(row)})["rows"]) == browse.PAGE
+                seconds = time.monotonic() - began
+                slowest = max(slowest, seconds)
+                print(f"    {turn} a row at {DEEP:.0%} of them: {seconds:.3f} s")
     return slowest
 
 

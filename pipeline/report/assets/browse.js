@@ -3,7 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("asked"), list = document.getElementById("rows"), found = document.getElementById("found");
-  let number = 0, latest = 0;
+  let number = 0, latest = 0, ends = [];
 
   function element(name, text, kind) {
     const made = document.createElement(name);
@@ -59,9 +59,11 @@
     box.showModal();
   }
 
-  async function show() {
-    const mine = ++latest, asked = new URLSearchParams(new FormData(form));
+  // `turn`: "after" the last row that is shown, or "before" the first one.
+  async function show(turn) {
+    const mine = ++latest, asked = new URLSearchParams(new FormData(form)), row = { after: ends[1], before: ends[0] }[turn];
     asked.set("page", number);
+    if (row !== undefined && number > 0) asked.set(turn, row);
     const began = performance.now(), answer = await fetch("/rows?" + asked);
     if (mine !== latest) return;
     if (!answer.ok) {
@@ -71,6 +73,7 @@
     const got = await answer.json();
     found.textContent = got.total.toLocaleString("en-US") + " rows, in " + Math.round(performance.now() - began) + " ms";
     list.replaceChildren(...got.rows.map(line));
+    ends = got.rows.length ? [got.rows[0].row, got.rows[got.rows.length - 1].row] : [];
     document.getElementById("place").textContent = "page " + (got.page + 1) + " of " + Math.max(1, Math.ceil(got.total / data.page)).toLocaleString("en-US");
     document.getElementById("before").disabled = got.page === 0;
     document.getElementById("after").disabled = (got.page + 1) * data.page >= got.total;
@@ -78,7 +81,7 @@
 
   form.addEventListener("submit", (event) => { event.preventDefault(); number = 0; show(); });
   form.addEventListener("change", (event) => { if (event.target.matches("select, [type=checkbox]")) { number = 0; show(); } });
-  document.getElementById("before").addEventListener("click", () => { number -= 1; show(); scrollTo(0, 0); });
-  document.getElementById("after").addEventListener("click", () => { number += 1; show(); scrollTo(0, 0); });
+  document.getElementById("before").addEventListener("click", () => { number -= 1; show("before"); scrollTo(0, 0); });
+  document.getElementById("after").addEventListener("click", () => { number += 1; show("after"); scrollTo(0, 0); });
   show();
 })();
