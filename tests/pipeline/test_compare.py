@@ -53,6 +53,8 @@ def test_a_list_that_shrank_and_repeats_itself_is_paired_by_uid(shown: tuple[Pat
 
     first, server, lists = shown
     table = pq.read_table(lists / "list-0.parquet")
+    shutil.copytree(lists.parent / "eval", tmp_path / "eval")
+    shutil.copy(lists.parent / "words.txt", tmp_path)
     (tmp_path / "lists").mkdir()
     pq.write_table(pa.concat_tables([table.slice(40, 60), table.slice(50, 10)]), tmp_path / "lists" / "list-0.parquet")
     run(reported.config(tmp_path / "test.yaml", server, tmp_path / "lists", reported.RULES), show=Quiet())
