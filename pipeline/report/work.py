@@ -29,7 +29,9 @@ def stages(con: Any) -> dict[str, dict[str, float]]:
 
     Seconds are the sum over parts, of which a worker has several at once; CPU is null for download, which shares its thread.
     """
-    sql = "SELECT stage, sum(rows), round(sum(seconds), 3), round(sum(cpu_seconds), 3) FROM metrics GROUP BY stage ORDER BY stage"
+    # Metrics hold ten-thousandths of a second; as whole numbers their sum does not follow from the order of the files.
+    seconds, cpu = (f"round(sum(CAST(round({name} * 10000) AS BIGINT)) / 10000, 3)" for name in ("seconds", "cpu_seconds"))
+    sql = f"SELECT stage, sum(rows), {seconds}, {cpu} FROM metrics GROUP BY stage ORDER BY stage"
     return {
         stage: {"rows": int(rows), "seconds": seconds, "cpu_seconds": cpu, "rows_per_cpu_second": cpu and round(rows / max(cpu, 1e-9), 1)}
         for stage, rows, seconds, cpu in con.execute(sql).fetchall()
@@ -43,7 +45,7 @@ def throughput(con: Any) -> dict[str, Any]:
     A part's fetches are taken as spread evenly over its time, so nothing shorter than a part shows.
     """
     sql = f"SELECT ended - seconds, ended, rows FROM metrics WHERE stage = {views.quote(FETCHING)} AND ended IS NOT NULL AND rows > 0"
-    found = con.execute(sql).fetchnumpy()
+    found = con.execute(f"{sql} ORDER BY ALL").fetchnumpy()
     starts, ends, rows = (np.asarray(values, np.float64) for values in found.values())
     if not len(rows):
         return {}
