@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 NO_DATA = "SHARDMILL_TEST_DATA names no folder with real data"
@@ -18,6 +19,10 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(name, None)
     os.environ.pop(name.upper(), None)
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("shardmill", deadline=None)
+hypothesis.settings.load_profile("shardmill")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

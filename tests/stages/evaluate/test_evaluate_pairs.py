@@ -13,7 +13,7 @@ scores = st.lists(st.integers(-20, 20).map(lambda n: n / 20), min_size=1, max_si
 
 
 @given(scores, scores)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_auc_is_scikit_learns_with_ties(true: np.ndarray, false: np.ndarray) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     wanted = metrics.roc_auc_score([1] * len(true) + [0] * len(false), np.concatenate([true, false]))
@@ -21,7 +21,7 @@ def test_auc_is_scikit_learns_with_ties(true: np.ndarray, false: np.ndarray) -> 
 
 
 @given(scores, scores)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_auc_is_an_order_alone(true: np.ndarray, false: np.ndarray) -> None:
     assert pairs.auc(np.exp(3 * true), np.exp(3 * false)) == pytest.approx(pairs.auc(true, false))
     assert pairs.auc(true, false) + pairs.auc(false, true) == pytest.approx(1)
@@ -54,7 +54,7 @@ def test_figures_worked_out_by_hand() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(20, 200))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_threshold_keeps_what_it_says(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, 6)).astype(np.float32)

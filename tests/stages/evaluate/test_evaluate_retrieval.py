@@ -43,7 +43,7 @@ def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @given(worlds(), st.integers(1, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_ranks_are_those_of_a_loop_whatever_the_block(world: tuple[np.ndarray, np.ndarray, np.ndarray], block: int) -> None:
     found = retrieval.ranks(*world, block=block)
     of_image, of_text = by_loop(*world)
@@ -52,7 +52,7 @@ def test_ranks_are_those_of_a_loop_whatever_the_block(world: tuple[np.ndarray, n
 
 
 @given(worlds(), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_neither_the_order_of_captions_nor_a_rotation_changes_ranks(world: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int) -> None:
     image, text, owner = world
     rng = np.random.default_rng(seed)
