@@ -66,7 +66,7 @@ EDGE = st.tuples(st.integers(0, 25), st.integers(0, 25), st.sampled_from([False,
 
 
 @given(st.lists(EDGE, max_size=40), st.integers(2, 12), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_clusters_are_those_of_the_plain_way(edges: list[Edge], most: int, chance: random.Random) -> None:
     edges = [edge for edge in edges if edge[0] != edge[1]]
     given_tables = tables(edges)

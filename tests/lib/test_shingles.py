@@ -41,7 +41,7 @@ def test_a_slice_is_read_where_it_lies(texts: list[str | None], start: int, leng
 
 
 @given(st.lists(ASCII | TEXT, max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_normal_form_of_an_array_is_that_of_each_text(texts: list[str]) -> None:
     assert normal_batch(pa.array(texts, pa.string())).to_pylist() == [normal(text) for text in texts]
 

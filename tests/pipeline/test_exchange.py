@@ -14,7 +14,7 @@ from pipeline.phases.write import bucket_of
 from pipeline.storage import Store
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=4))
 def test_every_row_comes_out_once_in_its_bucket_and_in_order(tmp_path_factory: object, writers: list[list[int]]) -> None:
     store = Store(str(tmp_path_factory.mktemp("exchange")))  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def given_rows(numbers: list[int], dead: list[bool] | None = None) -> pa.Table:
     return table
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-3, 9), st.booleans()), max_size=60), st.integers(1, 7))
 def test_every_row_keeps_its_place_and_has_one_fate(rows: list[tuple[int, bool]], chunk: int) -> None:
     """Random faults among random dead rows, in tables of any chunking: balance, order, and each row's own fate."""
@@ -213,7 +213,7 @@ def gather(stage: Stage, table: pa.Table) -> list[pa.Table]:
     return asyncio.run(run())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30))
 def test_a_stream_in_any_order_gives_what_apply_gives(rows: list[tuple[int, bool]]) -> None:
     table = given_rows([number for number, _ in rows], [dead for _, dead in rows])
@@ -254,7 +254,7 @@ class Count(Stage):
         return Expanded(drop(table, pc.equal(table["number"], 0), "count:none"), children)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-2, 3), st.booleans()), max_size=40))
 def test_expand_balances_on_both_levels(rows: list[tuple[int, bool]]) -> None:
     table = given_rows([number for number, _ in rows], [dead for _, dead in rows])

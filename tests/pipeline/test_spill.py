@@ -21,7 +21,7 @@ def rows(start: int, count: int) -> pa.Table:
     return pa.table({"row": numbers, "frames": pa.array(bodies, pa.list_(pa.large_binary()))})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.sampled_from([0, 200, 1 << 20]), st.randoms(use_true_random=False))
 def test_rows_are_taken_by_their_places(counts: list[int], held: int, dice: object) -> None:
     spill, tables, at = Spill(held), [], 0

@@ -71,7 +71,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, st.booleans())
 @example("&amp;amp;lt;", False)
 @example("\u0344\u0345\u1100\u1161\u11a8", False)
@@ -86,7 +86,7 @@ def test_cleaning_is_stable_and_leaves_nothing_that_it_removes(text: str, plain:
     assert clean(once, plain) == once
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(TEXTS, max_size=6), st.booleans())
 def test_a_batch_is_cleaned_as_its_texts_are(texts: list[str], plain: bool) -> None:
     array = pa.array(texts, pa.string())

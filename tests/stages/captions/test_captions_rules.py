@@ -146,7 +146,7 @@ def test_options_that_no_caption_could_pass_are_refused() -> None:
             Captions.Config.model_validate(options)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=40)), min_size=1, max_size=8))
 def test_every_row_comes_back_and_stands_for_itself(captions: list[str | None]) -> None:
     """No batch-mate changes a row, whatever the captions; kept rows keep the rules' word."""

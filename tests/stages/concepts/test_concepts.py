@@ -49,7 +49,7 @@ def test_spellings_that_are_one_word_count_each(tmp_path: Path) -> None:
     assert found(tmp_path, "Dog\ndog\nDOG.\n", ["my dog"]) == [["DOG.", "Dog", "dog"]]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     words=st.lists(LETTERS.filter(lambda word: any(c.isalnum() for c in word)), min_size=1, max_size=5),
     captions=st.lists(LETTERS, max_size=5),

@@ -201,7 +201,7 @@ def test_every_edge_is_proven_and_no_certain_pair_is_missed(data_dir: Path) -> N
 
 
 @given(st.lists(st.text("ab1 ", min_size=4, max_size=9), min_size=1, max_size=8), st.floats(0.2, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_verify_is_true_similarity_and_symmetric(texts: list[str], threshold: float) -> None:
     stage = Dedup(Dedup.Config(threshold=threshold, same_numbers=False))
     pairs = [(a, b) for a in range(len(texts)) for b in range(len(texts)) if a != b]

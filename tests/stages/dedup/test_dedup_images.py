@@ -84,7 +84,7 @@ ROW = st.tuples(st.sampled_from([None, 0, 1, 15, 31, 2**64 - 1]), st.sampled_fro
 
 
 @given(st.lists(ROW, min_size=1, max_size=9), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_flat_images_nulls_and_equal_bytes(rows: list[tuple[Any, Any, bool]], parts: int, buckets: int) -> None:
     table = table_of(*(list(column) for column in zip(*rows, strict=True)))
     assert partition(table, ImageDedup(), parts, buckets) == brute(table, 4)

@@ -32,7 +32,7 @@ def by_definition(x: list[float], y: list[float]) -> float:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(1, 4), min_size=1, max_size=3)), min_size=2, max_size=15))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tau_c_is_its_definition_over_single_ratings(rows: list[tuple[int, list[int]]]) -> None:
     scores = np.array([score / 10 for score, _ in rows])
     found = judgements.tau_c(scores, [tuple(map(float, rated)) for _, rated in rows])

@@ -92,7 +92,7 @@ def test_all_classes_alike_is_never_right_and_five_classes_have_no_top5() -> Non
 
 
 @given(st.integers(0, 1000), st.integers(1, 30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_top_k_is_that_of_a_sort(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     image, weights = rng.normal(size=(n, 5)).astype(np.float32), rng.normal(size=(9, 5)).astype(np.float32)

@@ -136,7 +136,7 @@ def test_an_avif_whose_second_half_is_zeros_is_no_picture(images: Run, scene: Im
     assert "zeros" in rows[-1]["detail"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(sorted(SOUND)), data=st.data())
 def test_mutated_files_always_get_a_fate(kind: str, data: st.DataObject) -> None:
     """Bytes overwritten, cut out or put in anywhere: a fate of ours (never `error`), and if kept, a picture of the right size."""
@@ -153,7 +153,7 @@ def test_mutated_files_always_get_a_fate(kind: str, data: st.DataObject) -> None
         assert row["image"] is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     head=st.sampled_from(
         [

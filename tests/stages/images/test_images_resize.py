@@ -38,7 +38,7 @@ def noise(width: int, height: int) -> bytes:
     return encode.png(Image.fromarray(np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 60), mode=st.sampled_from(MODES), only=st.booleans())
 @example(width=33, height=50, size=22, mode="center_crop", only=False)
 @example(width=50, height=33, size=33, mode="center_crop", only=True)

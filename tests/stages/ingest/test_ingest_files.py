@@ -99,7 +99,7 @@ def test_a_named_format_reads_files_of_any_name(tmp_path: Path) -> None:
     assert next(stream(file, 0, 10))["caption"].to_pylist() == ["one"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(starts=st.lists(st.integers(0, 11), min_size=1, max_size=8), group=st.integers(1, 60))
 def test_parts_of_parquet_in_any_order(tmp_path_factory: pytest.TempPathFactory, starts: list[int], group: int) -> None:
     """As workers ask for them: one table each, here and there; a reader that stayed open gives the same rows as a new one."""
@@ -120,7 +120,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
         assert next(stream(file, 5, 5))["TEXT"][0].as_py() == f"text {first + 5}"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(start=st.integers(0, 120), batch=st.integers(1, 130), group=st.integers(1, 60))
 def test_parquet_rows_from_any_start(tmp_path_factory: pytest.TempPathFactory, start: int, batch: int, group: int) -> None:
     path = tmp_path_factory.mktemp("parquet") / "a.parquet"

@@ -209,7 +209,7 @@ cells = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12) |
 tables = st.lists(st.tuples(st.integers(0, 999).map(lambda i: f"http://a.test/{i}.jpg"), cells), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=tables, batch=st.integers(1, 40), start=st.integers(0, 35))
 def test_csv_as_pythons_writer_makes_it_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: Any, batch: int, start: int) -> None:
     out = io.StringIO(newline="")
@@ -218,7 +218,7 @@ def test_csv_as_pythons_writer_makes_it_comes_back(tmp_path_factory: pytest.Temp
     assert [(row["url"], row["caption"]) for row in read(path, batch, start)] == rows[start:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lines=st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=30))
 def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = put(tmp_path_factory.mktemp("tsv") / "list.tsv", b"\n".join([b"http://a.test/0\tcaption", *lines]))
@@ -228,7 +228,7 @@ def test_any_bytes_give_one_row_a_line(tmp_path_factory: pytest.TempPathFactory,
     assert pa.table({"x": [row["url"] for row in rows]}).num_rows == len(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=200), ending=st.sampled_from(["csv", "jsonl"]))
 def test_no_bytes_stop_the_reader(tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str) -> None:
     whole = read(put(tmp_path_factory.mktemp("any") / f"list.{ending}", data), 1000)

@@ -101,7 +101,7 @@ word = st.sampled_from(["a", "dog", 'a "big" dog', "x, y", "two\nlines", "", 'TV
 row = st.tuples(st.integers(0, 999).map("http://a.test/{}.jpg".format), word, st.integers(1, 99).map(str))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(good=st.lists(row, min_size=3, max_size=12), at=st.integers(0, 11), quote=st.sampled_from(['"open', '"open, and on', '"']))
 def test_one_open_quote_among_good_rows_loses_itself_alone(
     tmp_path_factory: pytest.TempPathFactory, good: list[tuple[str, str, str]], at: int, quote: str
@@ -116,7 +116,7 @@ def test_one_open_quote_among_good_rows_loses_itself_alone(
     assert kept == good
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lines=st.lists(st.text(st.sampled_from('ab,"/ '), max_size=9).map(lambda text: f"http://a.test/{text}"), max_size=12))
 def test_no_quotes_stop_the_reader_or_lose_a_line(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     rows = read(tmp_path_factory.mktemp("csv") / "list.csv", "".join(f"{line}\n" for line in ["http://a.test/,x", *lines]))

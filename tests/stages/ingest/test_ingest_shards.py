@@ -150,7 +150,7 @@ def _mutated(data: bytes, changes: list[tuple[int, int]]) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_tars_give_rows_and_never_an_exception(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]) -> None:
     folder = tmp_path_factory.mktemp("tar")

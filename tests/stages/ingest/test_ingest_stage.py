@@ -140,7 +140,7 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(min_size=1, max_size=6).map(lambda name: f"extra {name}"), values, max_size=4))
 def test_what_is_not_used_is_carried_as_it_was(extra: dict[str, list[Any]]) -> None:
     rows = ingest({"url": ["u", "v", "w"], **{name: pa.array(column) for name, column in extra.items()}})
@@ -155,7 +155,7 @@ def test_numbers_that_json_does_not_know_are_null() -> None:
     assert json.loads(row["carried"]) == {"score": None, "far": None, "when": "1970-01-01 00:00:00"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.tuples(st.none() | st.text(max_size=20), st.none() | st.text(max_size=20)), min_size=1, max_size=20),
     cut=st.integers(0, 20),

@@ -187,7 +187,7 @@ def test_rule_is_overridden_by_its_name_and_changes_the_key(tmp_path: Any) -> No
     st.lists(st.one_of(st.none(), st.just(float("nan")), st.sampled_from([0.1, 0.2, 0.25, 0.3]), st.floats(-1, 1, width=32)), max_size=60),
     st.floats(0.01, 0.99),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_top_fraction_is_datacomps(values: list[float | None], fraction: float) -> None:
     """The arithmetic of DataComp's apply_filter: threshold = descending[int(N * fraction)], NaN last, ties stay."""
     scores = np.array([np.nan if value is None else value for value in values], np.float32)
@@ -266,7 +266,7 @@ def test_columns_of_stages_that_do_not_run_are_not_needed(con: Any) -> None:
 
 
 @given(st.lists(st.booleans(), max_size=80), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_row_has_a_shard_and_sizes_differ_by_at_most_one(kept: list[bool], samples: int, multiple: int, seed: int) -> None:
     known = table([{} if alive else {"fate": "images:too_small"} for alive in kept])
     least = -(-sum(kept) // samples)

@@ -169,7 +169,7 @@ def test_odd_values_lose_no_sample(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8"), max_size=30), st.floats(width=32) | st.none()), min_size=1, max_size=8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_caption_and_score_come_back_from_tar_and_json(values: list[tuple[str, float | None]]) -> None:
     import tempfile
 
@@ -183,7 +183,7 @@ def test_any_caption_and_score_come_back_from_tar_and_json(values: list[tuple[st
 
 
 @given(st.integers(0, 10**7), st.integers(1, 200_000), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_keys_are_img2datasets_and_sql_agrees(shard: int, samples: int, data: Any) -> None:
     index, total = data.draw(st.integers(0, samples - 1)), shard + data.draw(st.integers(1, 10))
     (key,) = shards.keys(shard, pa.array([index]), samples, total).to_pylist()

@@ -153,7 +153,7 @@ def check_order(track: Track) -> None:
             assert " ".join(word.text for word in cue.words) == " ".join(cue.text.split())
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(WILD, st.sampled_from(["", "a.vtt", "a.srt", "a.pickle"]))
 def test_any_bytes_give_a_track_or_the_declared_error(body: bytes, hint: str) -> None:
     try:

@@ -61,7 +61,7 @@ def test_resize_modes_are_open_clip_s(shape: tuple[int, int], resize: Any) -> No
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.05, 1), st.floats(0.3, 1), st.integers(0, 2**40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_random_crop_lies_within_the_picture(width: int, height: int, low: float, flat: float, id_: int) -> None:
     left, top, w, h = crop(width, height, (low, 1.0), (flat, 1 / flat), draws(3, 1, [id_])[0])
     assert left >= 0 <= top
@@ -169,7 +169,7 @@ def test_stray_bytes_that_pillow_forgives_are_forgiven() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]), st.integers(0, 600))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_bytes_raise_anything_else(junk: bytes, kind: str, at: int) -> None:
     body = encoded(photo(24, 24), kind)
     at = min(at, len(body))

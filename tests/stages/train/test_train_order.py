@@ -32,7 +32,7 @@ def whole(order: Order, epoch: int) -> np.ndarray:
 
 
 @given(orders())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_sample_twice_in_an_epoch_and_the_rest_opens_the_next(order: Order) -> None:
     before = np.zeros(0, np.int64)
     for epoch in range(4):
@@ -49,14 +49,14 @@ def test_no_sample_twice_in_an_epoch_and_the_rest_opens_the_next(order: Order) -
 
 
 @given(orders(weighted=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_weights_an_epoch_lists_every_sample(order: Order) -> None:
     for epoch in range(3):
         assert sorted(order.entries(epoch, 0, order.length(epoch)).tolist()) == list(range(order.n))
 
 
 @given(orders(weighted=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_weights_an_epoch_takes_each_corpus_s_share(order: Order) -> None:
     assert order.weights is not None
     ends = np.cumsum([sum(sizes) for sizes in order.sizes])
@@ -67,7 +67,7 @@ def test_with_weights_an_epoch_takes_each_corpus_s_share(order: Order) -> None:
 
 
 @given(orders(), st.integers(1, 6), st.integers(0, 2), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_split_into_ranks_and_any_start_gives_the_same_batches(order: Order, world: int, epoch: int, data: Any) -> None:
     expected = whole(order, epoch)
     start = data.draw(st.integers(0, order.steps(epoch)))
