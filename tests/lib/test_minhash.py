@@ -95,7 +95,6 @@ def test_bands_are_equal_where_values_salt_and_number_are() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 30), max_size=12), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_similarity_is_that_of_sets(sets: list[list[int]]) -> None:
     flat = np.array([value for each in sets for value in each], dtype=np.uint64) + np.uint64(2**63)
     ragged = Ragged(flat, np.concatenate([[0], np.cumsum([len(each) for each in sets])]).astype(np.int64))
@@ -122,7 +121,6 @@ def test_bounds_by_bitmaps_lose_no_pair(count: int, size: int, least: float) -> 
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 5), st.integers(1, 4), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_hashes_in_few_bits_share_a_key(value: int, distance: int, more: int, chance: random.Random) -> None:
     other = value
     for bit in chance.sample(range(64), distance):

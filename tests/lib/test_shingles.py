@@ -16,7 +16,6 @@ ASCII = st.text(st.characters(max_codepoint=127), max_size=40)
 
 
 @given(st.lists(TEXT, max_size=12), st.integers(1, 7))
-@settings(deadline=None)
 def test_hashes_are_those_of_the_shingles(texts: list[str], n: int) -> None:
     hashes = shingle_hashes(code_points(pa.array(texts, pa.string())), n)
     assert hashes.values.dtype == np.uint32
@@ -33,7 +32,6 @@ def test_64_bits_tell_apart_what_32_do_not() -> None:
 
 
 @given(st.lists(TEXT | st.none(), max_size=8), st.integers(0, 8), st.integers(0, 8))
-@settings(deadline=None)
 def test_a_slice_is_read_where_it_lies(texts: list[str | None], start: int, length: int) -> None:
     points = code_points(pa.array(texts, pa.string()).slice(min(start, len(texts)), length))
     told = [points.values[a:b].tolist() for a, b in zip(points.offsets, points.offsets[1:], strict=False)]

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib import text_language
@@ -28,7 +28,6 @@ def test_words_of_all_scripts(text: str, count: int) -> None:
     assert words(pa.array([text])).to_pylist() == [count]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=5), max_size=20))
 def test_words_between_spaces_are_what_split_gives(parts: list[str]) -> None:
     text = " ".join(parts)
@@ -37,7 +36,6 @@ def test_words_between_spaces_are_what_split_gives(parts: list[str]) -> None:
     assert repeated_words(pa.array([text]))[0] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab é中👨", max_size=12), max_size=6))
 def test_runs_are_each_texts_own(texts: list[str]) -> None:
     """Against a plain loop; a run does not go on into the next text of the batch."""

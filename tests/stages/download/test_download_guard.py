@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -163,14 +163,12 @@ def test_without_a_contact_the_public_web_is_refused() -> None:
     assert "without a contact" in rows[0]["detail"]
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(v=6))
 def test_ipv6_is_never_laxer_than_the_standard_library(address: ipaddress.IPv6Address) -> None:
     if not address.is_global or address.is_multicast or address.ipv4_mapped or address.sixtofour or address.teredo:
         assert special(str(address)) is not None
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.sampled_from(["::ffff:{}", "64:ff9b::{}", "::{}", "::ffff:0:{}"]))
 def test_no_ipv4_address_passes_in_the_clothes_of_ipv6(address: ipaddress.IPv4Address, form: str) -> None:
     assert Guard().refusal(form.format(address), 80) is not None

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
@@ -88,7 +88,6 @@ def test_the_port_is_no_part_of_a_host_but_the_name_is(server: Server) -> None:
     assert server.peak("from.test") <= 2
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 5),
     st.one_of(st.none(), st.floats(1, 50)),

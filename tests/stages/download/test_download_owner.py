@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -121,7 +121,6 @@ def test_longest_match_wins_as_rfc_9309_has_it() -> None:
     assert not parse_robots("User-agent: *\nDisallow: /ä".encode(), "foobot").allows("/%c3%a4/x")
 
 
-@settings(deadline=None)
 @given(st.text("ab*$", max_size=8), st.text("ab", max_size=8))
 def test_patterns_match_as_the_regular_expression_would(pattern: str, path: str) -> None:
     import re

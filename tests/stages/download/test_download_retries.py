@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.download.reasons import REASONS, RETRIED, FetchError
@@ -129,7 +129,6 @@ def test_a_closed_port_is_asked_no_more_than_needed() -> None:
     assert {row["fate"] for row in rows} == {"download:connect_refused"}
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(REASONS)), st.integers(1, 12), st.floats(0, 1), st.one_of(st.none(), st.floats(0, 100)))
 def test_patience(reason: str, tries: int, spread: float, asked: float | None) -> None:
     delay = Patience(retries=5, backoff_s=0.5, retry_after_max_s=60).delay(FetchError(reason, wait_s=asked), tries, spread)

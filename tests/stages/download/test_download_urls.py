@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.download.guard import Guard, allowed_network, special
@@ -105,7 +105,6 @@ def test_a_redirect_is_read_like_a_url_and_refused_by_its_reason() -> None:
         assert caught.value.reason == reason
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_checked_target_or_a_reason(text: str) -> None:
     """The one parser: what it lets through is printable, http(s), without user, and of the host that it names."""
@@ -157,7 +156,6 @@ def test_special_addresses_are_named(address: str, name: str | None) -> None:
     assert special(address) == name
 
 
-@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_the_guard_is_never_laxer_than_the_standard_library(address: ipaddress.IPv4Address) -> None:
     if not address.is_global or address.is_multicast:
