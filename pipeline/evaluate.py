@@ -18,7 +18,7 @@ from stages.evaluate import captioning, data, judgements, pairs, retrieval, scor
 from stages.evaluate.embedding import Embedded, Item, embed
 from stages.train import checkpoint
 
-NAMED = 20  # keys of unusable images that eval.json names; all are counted
+NAMED = 20  # keys of unusable images, and damaged shards, that eval.json names; all images are counted
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
     embedded = embed(scorer, _watched(given), options.batch, _captioner(scorer, options, left_out))
     facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
     facts["unusable_keys"] = embedded.unusable[:NAMED]
+    if isinstance(given, data.Shards):  # known only now that all were read
+        facts |= {"missing": given.samples.missing, "damaged_shards": dict(list(given.samples.damaged.items())[:NAMED])}
     if not len(embedded.image):
         raise UserError(f"eval: {', '.join(options.data)}: no image that can be decoded")
     found: dict[str, Any] = {"data": facts}
@@ -152,7 +154,7 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
     return {**found, "left_out": left_out}
 
 
-def items(options: Options) -> tuple[Iterable[Item], dict[str, Any]]:
+def items(options: Options) -> tuple[data.Shards | data.Table, dict[str, Any]]:
     """The data, and what is known of it beforehand. Raises UserError where it is not there."""
     fields = data.Fields(options.caption_key, options.label_key)
     facts: dict[str, Any] = {"sources": list(options.data)} | ({"trained_on": True} if options.trained_on else {})
@@ -260,6 +262,8 @@ def show(found: dict[str, Any]) -> None:
     if keys := found.get("data", {}).get("unusable_keys"):
         count = found["data"]["unusable"]
         console.print(Text(f"left out, their image cannot be decoded: {count} samples: {', '.join(keys)}"), soft_wrap=True)
+    for shard, what in found.get("data", {}).get("damaged_shards", {}).items():
+        console.print(Text(f"damaged, what is lost counts nowhere: {shard}: {what}"), soft_wrap=True)
     console.print(Text(f"written to {found['written']}"), soft_wrap=True)
 
 

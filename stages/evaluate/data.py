@@ -10,13 +10,16 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
 from pipeline.errors import UserError
 from stages.evaluate.embedding import Item
 from stages.evaluate.scorers import answered
+
+if TYPE_CHECKING:
+    from stages.train.reading import Samples
 
 IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "alt", "title", "text")
@@ -34,24 +37,35 @@ class Fields:
     label: str | None = None
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Every sample of shards once, in their order."""
+
+    samples: Samples
+    fields: Fields
+
+    def __iter__(self) -> Iterator[Item]:
+        return (of_sample(sample, self.fields) for sample in self.samples)
+
+
 def of_shards(
     sources: Sequence[str],
     fields: Fields = Fields(),
     storage_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     key: str = "eval: --data",
-) -> Iterator[Item]:
-    """Every sample of these runs, shard folders or tars, once, in their order. `storage_options`: for all, or one for each.
+) -> Shards:
+    """The samples of these runs, shard folders or tars. `storage_options`: for all, or one for each.
 
     Raises UserError at once where there are none; `key` is the option that names them.
     """
     from stages.train import corpus, reading
 
     found = corpus.open_corpora(list(sources), storage_options or {}, key=key)
-    return (of_sample(sample, fields) for sample in reading.samples(found))
+    return Shards(reading.Samples(found), fields)
 
 
 def of_sample(sample: dict[str, Any], fields: Fields) -> Item:
-    """One sample as `reading.samples` gives it."""
+    """One sample as `reading.Samples` gives it."""
     facts, cls = sample["json"], sample["members"].get("cls")
     frames = sample["frames"] or ([sample["image"]] if sample["image"] is not None else [])
     same = (f"{name}:{facts[name]}" for name in ("sha256", "url") if facts.get(name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from stages.train import content
 from stages.train.index import Indices
 
 Options = Mapping[str, Any]
+log = logging.getLogger("shardmill")
+NAMED = 20  # damaged shards that a message names; the rest are counted
 MARKS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated")
 
 
@@ -30,7 +33,8 @@ MARKS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated"
 class Shard:
     """A tar. `samples` -1: not known yet. `mark` changes when the tar's bytes do: its sha256, ETag or time of change.
 
-    `content`: what its bytes alone decide (see `stages.train.content`); "" where neither manifest nor storage tell it.
+    `content`: what its bytes alone decide (see `stages.train.content`); "" where neither manifest nor storage tell it. `fault`: how it is
+    damaged, as far as an index had to be made to count its samples.
     """
 
     url: str
@@ -38,6 +42,7 @@ class Shard:
     bytes: int
     mark: str
     content: str = ""
+    fault: str = ""
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ class Corpora:
     def bounds(self, shard: int) -> np.ndarray:
         """Where the samples of that shard begin: see `Indices.bounds`."""
         found, options = self.shards[shard]
-        return self.indices.bounds(found.url, found.bytes, found.mark, options)
+        return self.indices.of(found.url, found.bytes, found.mark, options).bounds
 
 
 def open_corpora(
@@ -118,11 +123,20 @@ def open_corpora(
         names = [source] if isinstance(source, str) else source
         shards = _counted([shard for name in names for shard in _found(name, one, key)], one, indices)
         if not sum(shard.samples for shard in shards):
-            raise UserError(f"{key}: {source}: its {len(shards)} shards hold no samples")
+            why = f"; {damaged}" if (damaged := _damaged(shards)) else ""
+            raise UserError(f"{key}: {source}: its {len(shards)} shards hold no samples{why}")
+        if damaged := _damaged(shards):
+            log.warning("%s: damaged shards, of which only what stands before the damage is there: %s", key, damaged)
         corpora.append(tuple(shards))
     if not corpora:
         raise UserError(f"{key}: empty; name a run's folder, a folder of shards or tars")
     return Corpora(tuple(corpora), options, indices)
+
+
+def _damaged(shards: list[Shard]) -> str:
+    """Names the first of those that are, each with its fault, and counts the rest."""
+    found = [f"{shard.url}: {shard.fault}" for shard in shards if shard.fault]
+    return "; ".join([*found[:NAMED], *([f"and {len(found) - NAMED} more"] if len(found) > NAMED else [])])
 
 
 def _found(source: str, options: Options, key: str) -> list[Shard]:
@@ -226,13 +240,14 @@ def _counted(shards: list[Shard], options: Options, indices: Indices) -> list[Sh
         if shard.samples >= 0:
             return shard
         folder = shard.url.rpartition("/")[0]
-        said = sizes[folder].get(shard.name)
+        said, fault = sizes[folder].get(shard.name), ""
         if not isinstance(said, int):
             stats = _json(f"{shard.url.removesuffix('.tar')}_stats.json", options)
             said = stats.get("successes") if isinstance(stats, dict) else None
         if not isinstance(said, int):
-            said = len(indices.bounds(shard.url, shard.bytes, shard.mark, options)) - 1
-        return replace(shard, samples=said, content=contents[folder].get((shard.name, shard.bytes), shard.content))
+            found = indices.of(shard.url, shard.bytes, shard.mark, options)
+            said, fault = len(found.bounds) - 1, found.fault
+        return replace(shard, samples=said, fault=fault, content=contents[folder].get((shard.name, shard.bytes), shard.content))
 
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(count, shards))

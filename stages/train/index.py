@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,19 +38,30 @@ def default_root() -> str:
 
 
 @dataclass(frozen=True)
+class Index:
+    """Of one tar. `bounds`, int64 (samples + 1,): sample i is the bytes from bounds[i] to bounds[i + 1], padding included.
+
+    `fault`: where and how the tar is damaged, so that samples may be missing; "" where its headers were read to its end, or none had to be.
+    """
+
+    bounds: np.ndarray
+    fault: str = ""
+
+
+@dataclass(frozen=True)
 class Indices:
     """The indices of shards; `root`: the folder (path or fsspec URL) that keeps those that were made."""
 
     root: str = field(default_factory=default_root)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def bounds(self, url: str, size: int, mark: str, options: Mapping[str, Any]) -> np.ndarray:
-        """int64 (samples + 1,): sample i is the bytes from bounds[i] to bounds[i + 1] of the tar at `url`, padding included.
+    def of(self, url: str, size: int, mark: str, options: Mapping[str, Any]) -> Index:
+        """The index of the tar at `url`. `size`: its bytes, `mark`: what changes when they do.
 
-        `size`: the tar's bytes, `mark`: what changes when they do. A tar that ends too early has the samples that are whole.
+        A tar that ends too early has the samples that are whole.
         """
         store = Store(self.root, dict(self.options))
-        name = f"{hashlib.sha256(f'{url} {size} {mark}'.encode()).hexdigest()[:32]}.npy"
+        name = f"{hashlib.sha256(f'{url} {size} {mark}'.encode()).hexdigest()[:32]}.npz"
         found = _kept(store, name)
         if found is not None:
             return found
@@ -60,36 +72,51 @@ class Indices:
         except PermissionError as err:
             raise UserError(f"the index of {url} cannot be kept in {self.root}, or it cannot be read: {err}") from err
 
-    def _made(self, store: Store, name: str, url: str, size: int, options: Mapping[str, Any]) -> np.ndarray:
-        found = _beside(url, size, options)
-        found = scan(url, options) if found is None else found
+    def _made(self, store: Store, name: str, url: str, size: int, options: Mapping[str, Any]) -> Index:
+        bounds = _beside(url, size, options)
+        found = scan(url, options) if bounds is None else Index(bounds)
         packed = io.BytesIO()
-        np.save(packed, found)
+        np.savez(packed, bounds=found.bounds, fault=np.asarray(found.fault))
         store.write(name, packed.getvalue())
         return found
 
 
-def scan(url: str, options: Mapping[str, Any]) -> np.ndarray:
-    """The bounds by a pass over the tar's headers; samples are what webdataset takes for them: neighbours with one key."""
+def scan(url: str, options: Mapping[str, Any]) -> Index:
+    """The index by a pass over the tar's headers; samples are what webdataset takes for them: neighbours with one key."""
     from webdataset.tariterators import base_plus_ext
 
-    bounds, key, end = [0], None, 0
+    bounds, key, end, fault = [0], None, 0, ""
     with opened(url, options) as handle:
         size = handle.seek(0, 2)
         handle.seek(0)
         try:
-            for info in _members(handle):
+            for info in (members := _Members(handle)):
                 prefix, _ = base_plus_ext(info.name)
                 if prefix is None or not info.isreg() or META.match(info.name):
                     continue
                 if key is not None and prefix != key:
                     bounds.append(end)
                 if info.size < 0 or info.offset_data + info.size > size:
-                    return np.asarray(bounds, np.int64)  # this sample is not whole
+                    return Index(np.asarray(bounds, np.int64), f"cut off at byte {size}, within a file")  # this sample is not whole
                 key, end = prefix, info.offset_data + -(-info.size // BLOCK) * BLOCK
-        except DAMAGED:
-            pass  # what stands before is whole; the rest is missing, and counted as such
-    return np.asarray(bounds if key is None else [*bounds, min(end, size)], np.int64)
+            fault = _end(handle, members.at)
+        except DAMAGED as err:  # what stands before is whole
+            fault = f"no tar from byte {end} on: {' '.join(str(err).split())}"
+    return Index(np.asarray(bounds if key is None else [*bounds, min(end, size)], np.int64), fault)
+
+
+def _end(handle: BinaryIO, at: int) -> str:
+    """What is wrong with a tar's end, where its last member ends at byte `at`: it is to be marked, by zeros, with nothing behind."""
+    handle.seek(at)
+    mark = handle.read(BLOCK)
+    if not mark:
+        return f"cut off at byte {at}, without the mark of a tar's end"
+    if any(mark):
+        return f"damaged from byte {at} on: no tar header"
+    while rest := handle.read(STREAM_BYTES):
+        if any(rest):
+            return f"damaged from byte {at} on: zeros, as a tar ends, and more behind them"
+    return ""
 
 
 def dali(text: str, size: int) -> np.ndarray | None:
@@ -120,11 +147,19 @@ def opened(url: str, options: Mapping[str, Any]) -> Iterator[BinaryIO]:
         yield handle
 
 
-def _members(handle: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(fileobj=handle, mode="r:") as archive:
-        while info := archive.next():
-            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            yield info
+@dataclass
+class _Members:
+    """The members of a tar; `at`: where the last one ends, once they were gone through. tarfile ends at what it takes for no header."""
+
+    handle: BinaryIO
+    at: int = 0
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        with tarfile.open(fileobj=self.handle, mode="r:") as archive:
+            while info := archive.next():
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                yield info
+            self.at = archive.offset
 
 
 def _beside(url: str, size: int, options: Mapping[str, Any]) -> np.ndarray | None:
@@ -136,12 +171,12 @@ def _beside(url: str, size: int, options: Mapping[str, Any]) -> np.ndarray | Non
     return dali(text, size)
 
 
-def _kept(store: Store, name: str) -> np.ndarray | None:
+def _kept(store: Store, name: str) -> Index | None:
     try:
-        out: np.ndarray = np.load(io.BytesIO(store.read(name)), allow_pickle=False)
-    except (FileNotFoundError, ValueError):
+        held = np.load(io.BytesIO(store.read(name)), allow_pickle=False)
+        return Index(held["bounds"], str(held["fault"]))
+    except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    return out
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from pipeline.errors import ShardmillError, UserError
 from stages.train.corpus import Corpora
 from stages.train.order import Order
 from stages.train.prepare import Part, Parts, Prepare, with_frames
-from stages.train.reading import Reader, Sample, Span, samples
+from stages.train.reading import Reader, Sample, Samples, Span
 
-__all__ = ["Batch", "Loader", "samples"]
+__all__ = ["Batch", "Loader", "Samples"]
 
 AHEAD = 2  # batches of each worker, and assembled ones, that wait for the trainer
 READ_BY = 0.75  # of a group's steps: by then all of the next one's chunks are asked for

@@ -129,20 +129,29 @@ def parsed(url: str, stream: Any) -> Iterator[Sample]:
     yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}], handler=note), handler=note)
 
 
-def samples(corpora: Corpora) -> Iterator[dict[str, Any]]:
+class Samples:
     """Every sample once, in order, for evaluation; shards are read from front to back.
 
     Each has `key` (str), `shard` (its URL), `image` (encoded bytes, None without one), `frames` (encoded, of a video clip),
     `text` (`txt`, None without one), `json` (dict, {} without one) and `members` (bytes by suffix). Raises UserError where a shard
-    is gone, TransientError where the storage fails.
+    is gone, TransientError where the storage fails. Once they were gone through, `missing` is how many are said to be there and are
+    not, and `damaged` what is wrong with a shard, by its URL.
     """
-    for shard, options in corpora.shards:
-        count = 0
-        for sample in _streamed(shard.url, options):
-            count += 1
-            yield told(sample)
-        if count != shard.samples:
-            log.warning("%s: %d samples, not %d as is said of it", shard.url, count, shard.samples)
+
+    def __init__(self, corpora: Corpora) -> None:
+        self.corpora, self.missing = corpora, 0
+        self.damaged = {shard.url: shard.fault for shard, _ in corpora.shards if shard.fault}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for shard, options in self.corpora.shards:
+            count = 0
+            for sample in _streamed(shard.url, options):
+                count += 1
+                yield told(sample)
+            if count != shard.samples:
+                self.missing += max(0, shard.samples - count)
+                self.damaged[shard.url] = f"{count} samples, not the {shard.samples} that are said of it"
+                log.warning("%s: %s", shard.url, self.damaged[shard.url])
 
 
 def _streamed(url: str, options: Any) -> Iterator[Sample]:

@@ -20,7 +20,7 @@ from pipeline.errors import TransientError, UserError
 from stages import shards
 from stages.train import index, reading
 from stages.train.corpus import Corpora, open_corpora
-from stages.train.reading import Reader, Span, samples
+from stages.train.reading import Reader, Samples, Span
 from tests.stages.shards.shard_rows import dropped, kept, table, write
 from tests.stages.train.s3_traffic import traffic
 from tests.support.s3 import s3_server
@@ -62,7 +62,7 @@ def test_every_way_to_name_a_run_s_shards_gives_the_same_samples(run: Path, tmp_
     corpora = opened(f"{run}{form}", tmp_path)
     assert (corpora.sizes, corpora.n) == ((SIZES,), sum(SIZES))
     assert keys(corpora) == KEYS
-    assert [sample["key"] for sample in samples(corpora)] == KEYS
+    assert [sample["key"] for sample in Samples(corpora)] == KEYS
     assert corpora.fingerprint == opened(str(run), tmp_path).fingerprint
 
 
@@ -160,7 +160,7 @@ def test_dali_s_index_says_the_same_as_the_headers(tmp_path: Path) -> None:
     for tar in run.glob("shards/KEY/*.tar"):
         told = index.dali(tar.with_suffix(".idx").read_text(), tar.stat().st_size)
         assert told is not None
-        assert told.tolist() == index.scan(str(tar), {}).tolist()
+        assert told.tolist() == index.scan(str(tar), {}).bounds.tolist()
 
 
 @pytest.mark.parametrize(
@@ -199,16 +199,73 @@ def test_foreign_tars_have_webdataset_s_samples(tmp_path: Path) -> None:
 
 def test_a_tar_that_ends_too_early_has_the_samples_that_are_whole(run: Path, tmp_path: Path) -> None:
     whole = (run / "shards/KEY/00002.tar").read_bytes()
-    bounds = index.scan(str(run / "shards/KEY/00002.tar"), {})
+    bounds = index.scan(str(run / "shards/KEY/00002.tar"), {}).bounds
     with tarfile.open(run / "shards/KEY/00002.tar") as archive:
         in_json = archive.getmembers()[1].offset_data + 5
     for cut, left in ((int(bounds[3]), 3), (int(bounds[3]) + 600, 3), (int(bounds[1]) - 1, 1), (in_json, 0), (0, 0)):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        assert len(index.scan(str(tmp_path / "cut.tar"), {})) - 1 == left
+        assert len(index.scan(str(tmp_path / "cut.tar"), {}).bounds) - 1 == left
         if left:
             found = Reader(opened(str(tmp_path / "cut.tar"), tmp_path)).read(np.arange(left))
             assert [found[at]["__key__"] for at in range(left)] == KEYS[-6:][:left]
             assert all(found[at]["txt"] for at in range(left))
+
+
+def spoil(tar: bytes, how: str) -> bytes:
+    """A tar's bytes, damaged; the second of its samples begins at byte 6,656."""
+    at = 6656
+    return {
+        "cut": tar[: at + 100],
+        "cut within a file": tar[: at + 1000],
+        "no end mark": tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512),
+        "empty": b"",
+        "no tar": b"hello" * 1000,
+        "overwritten": tar[:at] + b"\xff" * (len(tar) - at),
+        "a hole": tar[:at] + bytes(4096) + tar[at + 4096 :],
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["cut", "cut within a file", "no end mark", "empty", "no tar", "overwritten", "a hole"])
+def test_a_shard_that_does_not_end_where_a_tar_ends_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(2):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for key in ("a", "b"):
+                add(archive, f"{key}.jpg", b"j" * 5000)
+                add(archive, f"{key}.txt", key.encode())
+    assert opened(str(folder), tmp_path).n == 4
+    assert not caplog.text
+    (folder / "0.tar").write_bytes(spoil((folder / "0.tar").read_bytes(), how))
+    for _ in range(2):  # by a scan, and by what was kept of it
+        caplog.clear()
+        corpora = opened(str(folder), tmp_path)
+        assert corpora.shards[0][0].fault
+        assert not corpora.shards[1][0].fault
+        assert f"{folder}/0.tar: {corpora.shards[0][0].fault}" in caplog.text
+        assert "1.tar" not in caplog.text
+        assert len(caplog.records) == 1
+    read = Samples(corpora)
+    assert len(list(read)) == corpora.n
+    assert read.damaged == {f"{folder}/0.tar": corpora.shards[0][0].fault}
+
+
+def test_evaluation_counts_what_is_said_of_a_shard_and_is_not_there(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for key in ("a", "b"):
+            add(archive, f"{key}.jpg", b"j" * 5000)
+    (tmp_path / "sizes.json").write_text(json.dumps({"0.tar": 5}))
+    read = Samples(opened(str(tmp_path), tmp_path))
+    assert [sample["key"] for sample in read] == ["a", "b"]
+    assert read.missing == 3
+    assert list(read.damaged) == [f"{tmp_path}/0.tar"]
+    assert "2 samples, not the 5" in read.damaged[f"{tmp_path}/0.tar"]
+
+
+def test_shards_of_which_nothing_is_left_say_why(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"hello" * 1000)
+    with pytest.raises(UserError, match=r"its 1 shards hold no samples; .*0\.tar: .*"):
+        opened(str(tmp_path), tmp_path)
 
 
 def test_a_damaged_sample_takes_no_neighbour_along(run: Path, tmp_path: Path) -> None:
@@ -284,7 +341,7 @@ def test_evaluation_never_takes_a_failed_read_for_the_end_of_a_shard(run: Path, 
     body = Broken((run / "shards/KEY/00000.tar").read_bytes())
     monkeypatch.setattr(reading, "opened", lambda *_: contextlib.nullcontext(body))
     with pytest.raises(TransientError, match="reset"):
-        list(samples(corpora))
+        list(Samples(corpora))
 
 
 def test_an_unreachable_store_is_told_in_one_line(tmp_path: Path) -> None:
@@ -314,7 +371,7 @@ def test_in_a_bucket(tmp_path: Path, idx: bool) -> None:
             assert keys(corpora) == KEYS
         assert counted.requests == counted.gets == 5 < first  # chunks of 4: 2, 1 and 2; the indices are kept
         assert counted.bytes == sum(int(corpora.bounds(at)[-1]) for at in range(3))
-        assert [sample["key"] for sample in samples(corpora)] == KEYS
+        assert [sample["key"] for sample in Samples(corpora)] == KEYS
         assert opened("s3://data/run/shards/KEY/*.tar", tmp_path, storage_options=options).fingerprint == corpora.fingerprint
         in_bucket = open_corpora(["s3://data/run"], options, "s3://data/index", options)
         assert keys(in_bucket) == KEYS
