@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
 from stages.lib.held_stderr import held_stderr
-from stages.train import loop
+from stages.train import loop, models
 from stages.train.config import Train
 from stages.train.metrics import Quiet
 
@@ -248,6 +248,7 @@ def _by_ray(job: Job, show: Quiet, cluster: Cluster, signals: _Signals) -> loop.
     """Workers of Ray Train."""
     import ray
 
+    models.build(job.config.model_copy(update={"gpus": 0}))  # what it says of a config is told here; in a worker Ray would try again
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     owns = _start(cluster, job.config)
     signals.take()

@@ -11,14 +11,13 @@ import difflib
 import json
 import logging
 import math
-import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import ShardmillError, UserError
 from stages.lib import torchvision_shim
 from stages.train.config import OFFLINE_SCORER, Train
 from stages.train.config import Model as Wanted
@@ -50,7 +49,7 @@ class Model:
 def build(config: Train) -> Model:
     """The model of a config, on the CPU, in float32, locked as asked; its random weights follow from `seed` alone.
 
-    Raises UserError for a model or weights that are not there.
+    Raises UserError for a model or weights that are not there, and for a model that takes no picture or text of its own size.
     """
     import torch
 
@@ -61,46 +60,44 @@ def build(config: Train) -> Model:
 
         return _locked(frozen.build(config), config)
     import open_clip
-    from safetensors import SafetensorError
 
     register()
     wanted = config.model
     name = resolve(wanted.name)
-    described = _describe(open_clip, name, wanted)
+    brings = name.startswith(("hf-hub:", "local-dir:"))
+    if brings and wanted.pretrained:
+        raise UserError(f"train.model.pretrained: {wanted.name} brings its own weights; leave it out")
+    weights = "its own weights" if brings else wanted.pretrained or "random weights"
     options: dict[str, Any] = {}
-    if config.loss.kind == "siglip" and "init_logit_bias" not in described:
-        options = {"init_logit_scale": math.log(10), "init_logit_bias": -10}  # as open_clip's own training does for --siglip
-    with _Local(wanted.pretrained) as pretrained, _hushed():
-        try:
-            net = open_clip.create_model(
-                name,
-                pretrained=pretrained,
-                output_dict=True,
-                weights_only=True,
-                force_image_size=wanted.image_size,
-                force_context_length=wanted.context_length,
-                **{key: described[key] for key in _overridden(wanted) if key in described},
-                **options,
-            )
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
-            said = " ".join(str(err).split())[:300]
-            raise UserError(
-                f"train.model: open_clip cannot make {wanted.name} with {wanted.pretrained or 'random weights'}: {said}"
-            ) from err
-    if hasattr(net, "text_decoder") and wanted.pretrained is None and not name.startswith(("hf-hub:", "local-dir:")):
-        projection = net.text_decoder.text_projection  # open_clip 3.3 leaves it as the memory was; its own rule elsewhere is this one
-        torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
-    tokenizer = open_clip.get_tokenizer(name, context_length=wanted.context_length)
+    with _Local(wanted.pretrained) as pretrained, _hushed(), asked(f"train.model: open_clip cannot make {wanted.name} with {weights}"):
+        described = _describe(open_clip, name, wanted)
+        if config.loss.kind == "siglip" and "init_logit_bias" not in described:
+            options = {"init_logit_scale": math.log(10), "init_logit_bias": -10}  # as open_clip's own training does for --siglip
+        net = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            output_dict=True,
+            weights_only=True,
+            require_pretrained=brings,  # else it takes random ones without a word where a folder has none
+            force_image_size=wanted.image_size,
+            force_context_length=wanted.context_length,
+            **{key: described[key] for key in _overridden(wanted) if key in described},
+            **options,
+        )
+        if hasattr(net, "text_decoder") and wanted.pretrained is None and not brings:
+            projection = net.text_decoder.text_projection  # open_clip 3.3 leaves it as the memory was; its own rule elsewhere is this one
+            torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+        tokenizer = open_clip.get_tokenizer(name, context_length=wanted.context_length)
+        _try(net, tokenizer)
     kind = _kind(net, config)
     model_cfg = {**described, **options}
     model_cfg.pop("custom_text", None)
     if not isinstance(net, open_clip.CLIP):
         model_cfg["custom_text"] = True
     preprocess = dict(net.visual.preprocess_cfg)
-    size = net.visual.image_size
     made = Model(
         net=net,
-        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        image_size=_size(net),
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
         tokenizer=tokenizer,
@@ -110,6 +107,33 @@ def build(config: Train) -> Model:
         description={"model_cfg": model_cfg, "preprocess_cfg": {key: preprocess[key] for key in PREPROCESS}},
     )
     return _locked(made, config)
+
+
+@contextlib.contextmanager
+def asked(what: str) -> Iterator[None]:
+    """Whatever open_clip, a package below it or a storage raises for what a user asked for, as a UserError that begins with `what`."""
+    try:
+        yield
+    except (ShardmillError, MemoryError):
+        raise
+    except Exception as err:  # there is no list: a width that heads do not divide is an AssertionError, an unknown key a TypeError …
+        said = " ".join(str(err).split())[:300]
+        raise UserError(f"{what}: {type(err).__name__}: {said}") from err
+
+
+def _size(net: Any) -> tuple[int, int]:
+    size = net.visual.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _try(net: Any, tokenizer: Any) -> None:
+    """Has a blank picture and a text go through: sizes that do not fit are told before any data is read."""
+    import torch
+
+    net.eval()
+    with torch.no_grad():
+        net(torch.zeros(1, 3, *_size(net)), tokenizer(["a picture"]))
+    net.train()
 
 
 def register() -> None:
@@ -142,12 +166,9 @@ def _register_json(path: str) -> str:
     import fsspec
     import open_clip
 
-    try:
-        with fsspec.open(path, "rt") as handle:
-            config = json.load(handle)
-    except (OSError, ValueError) as err:
-        raise UserError(f"train.model: {path} cannot be read as JSON: {err}") from err
-    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(config):
+    with asked(f"train.model: {path} cannot be read"), fsspec.open(path, "rt") as handle:
+        config = json.load(handle)
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()):
         raise UserError(f"train.model: {path} lacks {', '.join(sorted(missing))}; see the configs of open_clip/model_configs")
     name = path.rpartition("/")[2].removesuffix(".json")
     if name in open_clip.list_models() and open_clip.get_model_config(name) != config:
@@ -205,12 +226,10 @@ class _Local:
             return self.pretrained
         import fsspec
 
-        fs, path = fsspec.core.url_to_fs(self.pretrained)
-        local = Path(self.folder.name) / path.rpartition("/")[2]
-        try:
+        with asked(f"train.model.pretrained: {self.pretrained} cannot be read"):
+            fs, path = fsspec.core.url_to_fs(self.pretrained)
+            local = Path(self.folder.name) / path.rpartition("/")[2]
             fs.get_file(path, str(local))
-        except OSError as err:
-            raise UserError(f"train.model.pretrained: {self.pretrained} cannot be read: {err}") from err
         return str(local)
 
     def __exit__(self, *_: object) -> None:

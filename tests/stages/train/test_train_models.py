@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,9 @@ torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
 pytest.importorskip("open_clip")
 
-from stages.train import checkpoint, models  # noqa: E402
+from stages.train import checkpoint, launch, models  # noqa: E402
 from stages.train.config import Train  # noqa: E402
+from stages.train.metrics import Quiet  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def test_a_clip_model_becomes_siglip_s_with_a_bias(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"model": {"name": "ViT-B-23"}}, "did you mean ViT-B-32"),
-        ({"model": {"name": "/nowhere/x.json"}}, "cannot be read as JSON"),
+        ({"model": {"name": "/nowhere/x.json"}}, r"x\.json cannot be read: FileNotFoundError"),
         ({"model": {"drop": 0.1}}, "no timm image tower"),
         ({"model": {"pretrained": "no_such_tag"}}, "open_clip cannot make"),
         ({"loss": {"kind": "coca"}}, "no captioning decoder"),
@@ -119,6 +121,81 @@ def test_what_cannot_be_is_the_user_s_error(tmp_path: Path, options: dict[str, A
         return
     with pytest.raises(UserError, match=said):
         build(tmp_path, **options)
+
+
+VISION, TEXT = training.VISION, training.TEXT
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"vision_cfg": {**VISION, "bogus": 1}}, "TypeError: .*'bogus'"),
+        ({"bogus": 1}, "TypeError: .*'bogus'"),
+        ({"vision_cfg": "x"}, "AttributeError|TypeError"),
+        ({"text_cfg": None}, "TypeError"),
+        ({"embed_dim": "x"}, "TypeError"),
+        ({"vision_cfg": {**VISION, "width": 33}}, "AssertionError: embed_dim must be divisible by num_heads"),
+        ({"vision_cfg": {**VISION, "patch_size": 64}}, "RuntimeError: .*[Kk]ernel size can't be greater"),
+        ({"text_cfg": {**TEXT, "vocab_size": 100}}, "IndexError: index out of range"),
+        ({"vision_cfg": {"timm_model_name": "no_such_tower", "image_size": 32}}, r"RuntimeError: Unknown model \(no_such_tower\)"),
+    ],
+)
+def test_a_json_that_describes_no_model_is_the_user_s_error(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    path = tmp_path / f"{tmp_path.name}.json"  # open_clip remembers names
+    path.write_text(json.dumps({**training.CLIP, **changed}))
+    with pytest.raises(UserError, match=rf"^train\.model: open_clip cannot make {path} with random weights: ({said})"):
+        models.build(Train.model_validate({"model": str(path)}))
+
+
+def test_with_several_workers_it_is_told_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_start", lambda *_: pytest.fail("Ray was started"))
+    wanted = training.config(tmp_path, workers=2, model={"image_size": 4})
+    with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make "):
+        launch.run(launch.Job(wanted, training.Pictures), Quiet())
+
+
+@pytest.mark.parametrize("body", ["3", "[1]", '{"embed_dim": 3}'])
+def test_a_json_that_lacks_a_model_s_parts_is_the_user_s_error(tmp_path: Path, body: str) -> None:
+    (tmp_path / "x.json").write_text(body)
+    with pytest.raises(UserError, match=r"x\.json lacks .*text_cfg"):
+        models.build(Train.model_validate({"model": str(tmp_path / "x.json")}))
+
+
+def test_an_image_smaller_than_a_patch_is_the_user_s_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make .*: RuntimeError"):
+        build(tmp_path, model={"image_size": 4})
+
+
+def test_what_a_storage_refuses_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match=r"^train\.model: s3://x/y\.json cannot be read: NoCredentialsError"):
+        models.build(Train.model_validate({"model": "s3://x/y.json"}))
+    with pytest.raises(UserError, match=r"^train\.model\.pretrained: s3://x/y\.pt cannot be read: NoCredentialsError"):
+        build(tmp_path, model={"pretrained": "s3://x/y.pt"})
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("cannot find the requested files in the disk cache")
+
+    monkeypatch.setattr("open_clip.factory._get_hf_config", gone)
+    with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make hf-hub:a/b .*FileNotFoundError: .*disk cache"):
+        models.build(Train.model_validate({"model": "hf-hub:a/b"}))
+    with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make local-dir:/nowhere .*FileNotFoundError"):
+        models.build(Train.model_validate({"model": "local-dir:/nowhere"}))
+
+
+def test_a_folder_brings_its_weights_and_takes_no_others(tmp_path: Path) -> None:
+    folder = checkpoint.export(Store(str(tmp_path / "out")), made := build(tmp_path), made.net.state_dict())
+    with pytest.raises(UserError, match=r"^train\.model\.pretrained: .* brings its own weights; leave it out"):
+        models.build(Train.model_validate({"model": {"name": folder, "pretrained": "openai"}}))
+    (Path(folder) / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"^train\.model: .*Required pretrained weights"):
+        models.build(Train.model_validate({"model": folder}))
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
