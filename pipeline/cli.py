@@ -189,7 +189,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     captioning: Annotated[bool, typer.Option("--captioning/--no-captioning", help="Have a CoCa model write captions.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the shuffled pairs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffled pairs.")] = 0,
     storage: Annotated[
         list[str] | None,
         typer.Option("--storage-option", metavar="KEY.SUB=VALUE", help="fsspec's, for whatever lies at a URL; repeatable."),

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from pipeline import train
-from pipeline.errors import UserError
+from pipeline.errors import TransientError, UserError
 from pipeline.storage import Store
 from stages.evaluate import captioning, data, judgements, pairs, retrieval, scorers, zeroshot
 from stages.evaluate.embedding import Embedded, Item, embed
 from stages.train import checkpoint
 
 NAMED = 20  # keys of unusable images, and damaged shards, that eval.json names; all images are counted
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+DATA = "eval: --data"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Options:
     seed: int = 0
     storage_options: dict[str, Any] = field(default_factory=dict)
     data_options: tuple[dict[str, Any], ...] = ()  # for each of `data`; none: storage_options for all
-    data_key: str = "eval: --data"  # the option that names `data`, for messages
+    data_key: str = DATA  # the option that names `data`, for messages
     trained_on: bool = False  # `data` is what the model was trained on
 
 
@@ -54,6 +55,11 @@ def run(
 
     `model` may be a config (a file or preset), with `overrides` as `shardmill train` takes them: what was trained by it is evaluated.
     """
+    if model.endswith(WEIGHT_FILES):
+        raise UserError(
+            f"eval: {model} is a file of weights, which names no model; give the folder that training left (its out), or open_clip's name "
+            f"of the model and --pretrained {model}"
+        )
     config = None if Path(model).is_dir() else train.find(model)
     if config is not None and config.is_file():
         model, options, beside = of_config(config, overrides or [], options)
@@ -62,14 +68,28 @@ def run(
         raise UserError(f"eval: --set goes with a config; {model} is none")
     if not options.data and options.judgements is None:
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
+    where = out or _beside(model, options.storage_options)
+    store, name = _writable(where, options.storage_options)
     began = time.monotonic()
     scorer = scorers.load(model, pretrained, device or _device(), options.storage_options)
     found = evaluate(scorer, options)
     found["seconds"] = round(time.monotonic() - began, 1)
-    where = out or _beside(model, options.storage_options)
-    folder, _, name = where.rpartition("/")
-    Store(folder or ("/" if where.startswith("/") else "."), options.storage_options).write_json(name, found)
+    store.write_json(name, found)
     return {**found, "written": where}
+
+
+def _writable(where: str, storage_options: dict[str, Any]) -> tuple[Store, str]:
+    """The folder of the figures, and their file's name in it. Raises UserError where it cannot be written."""
+    folder, _, name = where.rpartition("/")
+    store = Store(folder or ("/" if where.startswith("/") else "."), storage_options)
+    if not name or (store.local and Path(store.full(name)).is_dir()):
+        raise UserError(f"eval: --out {where}: a folder; give a file, for example {where.rstrip('/')}/eval.json")
+    try:
+        store.write(f".{name}.probe", b"shardmill")
+        store.remove(f".{name}.probe")
+    except (OSError, TransientError) as err:
+        raise UserError(f"eval: --out {where}: cannot be written: {err}") from err
+    return store, name
 
 
 def of_config(config: Path, overrides: list[str], options: Options) -> tuple[str, Options, str]:
@@ -128,6 +148,7 @@ def evaluate(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
 
 def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
     given, facts = items(options)
+    named = _named(options)
     left_out: dict[str, str] = {}
     embedded = embed(scorer, _watched(given), options.batch, _captioner(scorer, options, left_out))
     facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
@@ -144,11 +165,12 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
         left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions"
     labels = [label for label in embedded.labels if label is not None]
     if not labels:
-        left_out["zeroshot"] = "the data has no labels (.cls, or --label)"
+        key = options.label_key
+        left_out["zeroshot"] = f"no sample has the label {key} (--label)" if key else "the data has no labels (.cls, or --label)"
     elif options.classes is None and all(label.isdecimal() for label in labels):
         left_out["zeroshot"] = "the data's labels are numbers; give the class names by --classes, one a line in that order"
     else:
-        found["zeroshot"] = _zeroshot(scorer, embedded, options)
+        found["zeroshot"] = _zeroshot(scorer, embedded, options, *named)
     if embedded.written and len(embedded.text):
         found["captioning"] = _captioning(embedded)
     return {**found, "left_out": left_out}
@@ -159,6 +181,11 @@ def items(options: Options) -> tuple[data.Shards | data.Table, dict[str, Any]]:
     fields = data.Fields(options.caption_key, options.label_key)
     facts: dict[str, Any] = {"sources": list(options.data)} | ({"trained_on": True} if options.trained_on else {})
     tables = [source for source in options.data if source.endswith((".csv", ".tsv"))]
+    if tables and options.data_key != DATA:
+        raise UserError(
+            f"{options.data_key}: {tables[0]}: a table, and training is evaluated on shards; leave it out, and after training give "
+            f"shardmill eval CONFIG --data {tables[0]} --images FOLDER"
+        )
     if not tables and options.images is None:
         return data.of_shards(options.data, fields, options.data_options or options.storage_options, options.data_key), facts
     if options.images is None or len(options.data) > 1:
@@ -181,12 +208,19 @@ def _captioner(scorer: scorers.Scorer, options: Options, left_out: dict[str, str
     return None
 
 
-def _zeroshot(scorer: scorers.Scorer, embedded: Embedded, options: Options) -> dict[str, Any]:
-    listed = (
-        [line.strip() for line in _text(options.classes, options.storage_options).splitlines() if line.strip()] if options.classes else None
-    )
+def _named(options: Options) -> tuple[list[str] | None, str | None]:
+    """The classes, and the text of the templates, where files name them. Raises UserError for what cannot be used."""
+    classes = data.text_of(options.classes, options.storage_options) if options.classes else None
+    listed = None if classes is None else [line.strip() for line in classes.splitlines() if line.strip()]
+    in_file = "/" in options.templates or Path(options.templates).is_file()
+    lines = data.text_of(options.templates, options.storage_options) if in_file else None
+    if options.templates != "openai":
+        zeroshot.templates(options.templates, lines)
+    return listed, lines
+
+
+def _zeroshot(scorer: scorers.Scorer, embedded: Embedded, options: Options, listed: list[str] | None, lines: str | None) -> dict[str, Any]:
     names, places = data.classes_of(embedded.labels, listed)
-    lines = _text(options.templates, options.storage_options) if "/" in options.templates or Path(options.templates).is_file() else None
     prompts = zeroshot.templates(options.templates, lines)
     weights = zeroshot.classifier(scorer, names, prompts)
     labelled = np.flatnonzero(np.array(places) >= 0)
@@ -205,7 +239,7 @@ def _captioning(embedded: Embedded) -> dict[str, Any]:
 
 
 def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Options) -> dict[str, Any]:
-    judged = judgements.read(_text(table, options.storage_options), table)
+    judged = judgements.read(data.text_of(table, options.storage_options), table)
     files = data.files_in(folder, options.storage_options)
     embedded = embed(scorer, _watched(judgements.items(judged, files, options.storage_options, options.prefix)), options.batch)
     usable, scores = judgements.scored(judged, files, embedded)
@@ -213,14 +247,6 @@ def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Opt
         raise UserError(f"{folder}: holds none of the images that {table} judges ({judged[0].image}, …)")
     facts = {"table": table, "images_in": folder, "prefix": options.prefix, "left_out": len(judged) - len(usable)}
     return {**facts, **judgements.figures(usable, scores)}
-
-
-def _text(path: str, storage_options: dict[str, Any]) -> str:
-    try:
-        with scorers.answered(path), fsspec.open(path, "rb", **storage_options) as handle:
-            return bytes(handle.read()).decode("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as err:
-        raise UserError(f"{path}: no such file") from err
 
 
 def _watched(items: Iterable[Item]) -> Iterable[Item]:

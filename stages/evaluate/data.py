@@ -121,13 +121,22 @@ def of_table(path: str, folder: str, fields: Fields = Fields(), storage_options:
 
 
 def _rows(path: str, options: dict[str, Any]) -> list[dict[str, str]]:
-    try:
-        with answered(path), fsspec.open(path, "rb", **options) as handle:
-            text = handle.read().decode("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as err:
-        raise UserError(f"{path}: no such file; give a CSV with --images, or shards without") from err
+    text = text_of(path, options, "; give a CSV with --images, or shards without")
     tabs = path.endswith((".tsv", ".tsv.txt"))
     return list(csv.DictReader(io.StringIO(text), delimiter="\t" if tabs else ",", restval=""))
+
+
+def text_of(path: str, storage_options: dict[str, Any], instead: str = "") -> str:
+    """The content of a file of UTF-8. Raises UserError where it is none, or is not there: `instead` then says what to give."""
+    try:
+        with answered(path), fsspec.open(path, "rb", **storage_options) as handle:
+            body = bytes(handle.read())
+    except (FileNotFoundError, IsADirectoryError) as err:
+        raise UserError(f"{path}: no such file{instead}") from err
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise UserError(f"{path}: is not UTF-8 (byte {err.start}); save it as UTF-8") from err
 
 
 def _column(path: str, names: list[str], given: str | None, usual: Iterable[str], what: str, needed: bool = True) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from stages.train.checkpoint import WEIGHTS
 THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
 OFFLINE = "offline-scorer"
 CONFIG = "open_clip_config.json"
+SCHEMAS = ("hf-hub:", "local-dir:")  # names that bring their weights
 BELOW = ("", "model/", "train/model/")  # where a model's folder may lie: itself, a training's folder, a run's
 
 
@@ -89,14 +89,27 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_
     if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
         raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
     torchvision_shim.ensure()
+    _check_device(device)
     if name == OFFLINE:
         return _offline(pretrained, device)
     with _local(name, storage_options or {}) as folder:
+        if pretrained and (folder or name.startswith(SCHEMAS)):
+            raise UserError(f"eval: --pretrained {pretrained}: {name} brings its own weights; leave it out")
         if folder and (Path(folder) / offline_scorer.DESCRIBED_IN).is_file():
             scorer = _offline(f"{folder}/{WEIGHTS}", device)
             scorer.about = {**scorer.about, "weights": name}
             return scorer
         return _open_clip(name, folder, pretrained, device)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as err:  # no such device, no driver, a torch without it
+        said = " ".join(str(err).split())[:200]
+        raise UserError(f"eval: --device {device}: torch cannot use it: {said}; give cpu, or leave it out") from err
 
 
 def _offline(pretrained: str | None, device: str) -> Scorer:
@@ -107,31 +120,28 @@ def _offline(pretrained: str | None, device: str) -> Scorer:
     except ModuleNotFoundError as err:
         raise UserError(f"eval: {err}") from err
     except (OSError, RuntimeError, SafetensorError) as err:
-        raise UserError(f"eval: {pretrained or OFFLINE}: no weights of the offline scorer: {err}") from err
+        said = " ".join(str(err).split())[:300]
+        raise UserError(f"eval: {pretrained or OFFLINE}: no weights of the offline scorer: {said}") from err
     return scorer
 
 
 def _open_clip(name: str, folder: str | None, pretrained: str | None, device: str) -> OpenClip:
     import open_clip
-    from safetensors import SafetensorError
 
     from stages.train import models
 
     models.register()
     full = f"local-dir:{folder}" if folder else name
-    brings = folder is not None or name.startswith(("hf-hub:", "local-dir:"))
+    brings = full.startswith(SCHEMAS)
     if not brings:
         _check_weights(name, pretrained)
-    try:
-        # weights_only: a checkpoint is a stranger's data and must not run code.
+    with models.asked(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained})"):
+        # weights_only: a checkpoint is a stranger's data and must not run code. require_pretrained: else a folder without gets random ones.
         model, _, transform = open_clip.create_model_and_transforms(
-            full, pretrained=None if brings else pretrained, device=device, weights_only=True, output_dict=True
+            full, pretrained=pretrained, device=device, weights_only=True, require_pretrained=True, output_dict=True
         )
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as err:
-        said = " ".join(str(err).split())[:300]
-        raise UserError(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained}): {said}") from err
-    tokenizer = open_clip.get_tokenizer(full)
-    about = {"model": name, "pretrained": None if brings else pretrained, "parameters": sum(p.numel() for p in model.parameters())}
+        tokenizer = open_clip.get_tokenizer(full)
+    about = {"model": name, "pretrained": pretrained, "parameters": sum(p.numel() for p in model.parameters())}
     return OpenClip(model.eval(), transform, tokenizer, about, device)
 
 

@@ -248,6 +248,81 @@ def test_damaged_shards_and_what_is_missing_of_them_stand_with_the_figures(folde
 
 
 @models.needs_clip
+def test_weights_of_another_model_are_told_in_a_line(folder: Path) -> None:
+    weights = models.made(folder / "model", models.CLIP) / "open_clip_model.safetensors"
+    with pytest.raises(UserError, match=r"^eval: open_clip cannot load ViT-B-32 \(.*safetensors\): \w+Error: "):
+        scorers.load("ViT-B-32", str(weights))
+
+
+@models.needs_clip
+def test_a_folder_brings_its_weights_and_takes_no_others(folder: Path) -> None:
+    made = models.made(folder / "model", models.CLIP)
+    with pytest.raises(UserError, match=r"^eval: --pretrained openai: .*model brings its own weights; leave it out"):
+        scorers.load(str(made), "openai")
+    (made / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^eval: open_clip cannot load .* Required pretrained weights"):
+        scorers.load(str(made))
+
+
+@models.needs_clip
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_told_in_a_line(folder: Path, device: str) -> None:
+    with pytest.raises(UserError, match=rf"^eval: --device {device}: "):
+        scorers.load("offline-scorer", None, device)
+
+
+@pytest.mark.parametrize("name", ["step-000000005.pt", "open_clip_model.safetensors", "s3://a/b.pt"])
+def test_a_file_of_weights_as_the_model_is_told_what_to_give(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^eval: {name} is a file of weights.*out.*--pretrained {name}"):
+        pipeline.evaluate.run(name, Options(data=("x",)))
+
+
+@pytest.mark.parametrize("out", ["pairs.csv/x.json", "images", "/proc/x/eval.json", "images/"])
+def test_where_the_figures_cannot_be_written_is_told_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(scorers, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=rf"^eval: --out {out}: "):
+        pipeline.evaluate.run("ViT-B-32", Options(data=("00000.tar",)), out=out)
+
+
+def test_a_negative_seed_is_refused(folder: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["eval", "ViT-B-32", "--data", str(folder), "--seed", "-1"])
+    assert done.exit_code == 2
+    assert "--seed" in done.output
+
+
+@models.needs_clip
+def test_names_of_classes_and_templates_are_read_before_the_images(folder: Path) -> None:
+    (folder / "none.txt").write_text("no place")
+    tar(folder / "00000.tar", {"0": {"jpg": jpeg((255, 0, 0)), "txt": "red"}})
+    for wrong in ({"classes": "nowhere.txt"}, {"templates": str(folder / "none.txt")}, {"templates": "opanai"}):
+        scorer = Colours()
+        with pytest.raises(UserError):
+            pipeline.evaluate.evaluate(scorer, Options(data=(str(folder / "00000.tar"),), **wrong))  # type: ignore[arg-type]
+        assert not scorer.images
+    found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),), label_key="color"))
+    assert found["left_out"]["zeroshot"] == "no sample has the label color (--label)"
+
+
+@models.needs_clip
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_table_in_another_encoding_is_told_so(folder: Path, encoding: str) -> None:
+    (folder / "pairs.csv").write_bytes("image,caption\nred.png,träge".encode(encoding))
+    said = r"pairs\.csv: is not UTF-8 \(byte \d+\); save it as UTF-8"
+    with pytest.raises(UserError, match=said):
+        pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "pairs.csv"),), images=str(folder / "images")))
+    with pytest.raises(UserError, match=said):
+        pipeline.evaluate.evaluate(Colours(), Options(judgements=(str(folder / "pairs.csv"), str(folder / "images"))))
+
+
+def test_a_table_in_a_training_s_config_is_told_where_it_goes() -> None:
+    with pytest.raises(UserError, match=r"^train\.eval\.data: x\.csv: .*shards.*shardmill eval CONFIG --data x\.csv --images FOLDER"):
+        pipeline.evaluate.items(Options(data=("x.csv",), data_key="train.eval.data"))
+
+
+@models.needs_clip
 def test_labels_without_names_cost_no_other_figures(folder: Path) -> None:
     found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),)))
     assert "give the class names by --classes" in found["left_out"]["zeroshot"]
