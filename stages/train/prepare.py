@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import UserError
 from stages.train.augment import CAPTION, Augment, BadSampleError, Resize, draws, picture
 from stages.train.corpus import Corpora
-from stages.train.reading import Reader, Sample, fields, pictures
+from stages.train.reading import PICTURES, Reader, Sample, fields, pictures
 
 Fault = tuple[int, str, str]
 TRIES = 16  # neighbours that are tried in place of a bad sample, in its own shard and in each other one
@@ -35,6 +35,11 @@ class Prepare:
     caption: str = "txt"
     frames: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a member that holds no text."""
+        if self.caption == "json" or self.caption.rpartition(".")[2] in PICTURES:
+            raise UserError(f"train.caption: {self.caption} is no text; give txt, another member of text, or a key of the json")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.errors import UserError
 from stages.train import loop
 from stages.train.config import Train
 from stages.train.corpus import open_corpora
@@ -37,6 +38,9 @@ def open_shards(config: Train, model: Model, context: loop.Context) -> Any:
     corpora = open_corpora([source.shards for source in config.data], [source.storage_options for source in config.data])
     weights = tuple(source.weight for source in config.data if source.weight is not None)
     order = Order(corpora.sizes, config.batch, config.seed, weights or None, config.order.chunk, config.order.window)
+    for at, (source, quota) in enumerate(zip(config.data, order.quotas, strict=True)):
+        if not quota:
+            raise UserError(f"train.data.{at}.weight: {source.weight} takes no sample of {source.shards} in an epoch; raise it")
     prepare = Prepare(
         tokenizer=model.tokenizer,
         image_size=model.image_size,
