@@ -135,7 +135,7 @@ def _open_clip(name: str, folder: str | None, pretrained: str | None, device: st
     brings = full.startswith(SCHEMAS)
     if not brings:
         _check_weights(name, pretrained)
-    with models.asked(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained})"):
+    with models.hushed(), models.asked(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained})"):
         # weights_only: a checkpoint is a stranger's data and must not run code. require_pretrained: else a folder without gets random ones.
         model, _, transform = open_clip.create_model_and_transforms(
             full, pretrained=pretrained, device=device, weights_only=True, require_pretrained=True, output_dict=True

@@ -101,7 +101,7 @@ def scan(url: str, options: Mapping[str, Any]) -> Index:
                 key, end = prefix, info.offset_data + -(-info.size // BLOCK) * BLOCK
             fault = _end(handle, members.at)
         except DAMAGED as err:  # what stands before is whole
-            fault = f"no tar from byte {end} on: {' '.join(str(err).split())}"
+            fault = f"damaged from byte {end} on: {' '.join(str(err).split())}"
     return Index(np.asarray(bounds if key is None else [*bounds, min(end, size)], np.int64), fault)
 
 

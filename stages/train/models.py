@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def build(config: Train) -> Model:
         raise UserError(f"train.model.pretrained: {wanted.name} brings its own weights; leave it out")
     weights = "its own weights" if brings else wanted.pretrained or "random weights"
     options: dict[str, Any] = {}
-    with _Local(wanted.pretrained) as pretrained, _hushed(), asked(f"train.model: open_clip cannot make {wanted.name} with {weights}"):
+    with _Local(wanted.pretrained) as pretrained, hushed(), asked(f"train.model: open_clip cannot make {wanted.name} with {weights}"):
         described = _describe(open_clip, name, wanted)
         if config.loss.kind == "siglip" and "init_logit_bias" not in described:
             options = {"init_logit_scale": math.log(10), "init_logit_bias": -10}  # as open_clip's own training does for --siglip
@@ -118,6 +119,8 @@ def asked(what: str) -> Iterator[None]:
         raise
     except Exception as err:  # there is no list: a width that heads do not divide is an AssertionError, an unknown key a TypeError …
         said = " ".join(str(err).split())[:300]
+        if isinstance(err, EOFError | pickle.UnpicklingError):  # torch's own advice is to load it unsafely
+            said = "the file holds no weights, or more than weights"
         raise UserError(f"{what}: {type(err).__name__}: {said}") from err
 
 
@@ -205,10 +208,10 @@ def _overridden(wanted: Wanted) -> set[str]:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """open_clip warns of random weights, on the root logger; here they are what was asked for."""
+def hushed() -> Iterator[None]:
+    """open_clip warns of random weights, on the root logger; here they are what was asked for. What it logs as an error it raises too."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:

@@ -134,13 +134,14 @@ class Samples:
 
     Each has `key` (str), `shard` (its URL), `image` (encoded bytes, None without one), `frames` (encoded, of a video clip),
     `text` (`txt`, None without one), `json` (dict, {} without one) and `members` (bytes by suffix). Raises UserError where a shard
-    is gone, TransientError where the storage fails. Once they were gone through, `missing` is how many are said to be there and are
-    not, and `damaged` what is wrong with a shard, by its URL.
+    is gone, TransientError where the storage fails. Once they were gone through, `damaged` is what is wrong with a shard, by its
+    URL, and `missing` how many are said to be there and are not: None where a damaged shard has nothing that says how many it had.
     """
 
     def __init__(self, corpora: Corpora) -> None:
-        self.corpora, self.missing = corpora, 0
+        self.corpora = corpora
         self.damaged = {shard.url: shard.fault for shard, _ in corpora.shards if shard.fault}
+        self.missing = None if self.damaged else 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for shard, options in self.corpora.shards:
@@ -149,7 +150,7 @@ class Samples:
                 count += 1
                 yield told(sample)
             if count != shard.samples:
-                self.missing += max(0, shard.samples - count)
+                self.missing = None if self.missing is None else self.missing + max(0, shard.samples - count)
                 self.damaged[shard.url] = f"{count} samples, not the {shard.samples} that are said of it"
                 log.warning("%s: %s", shard.url, self.damaged[shard.url])
 

@@ -233,18 +233,23 @@ def test_what_cannot_be_evaluated_is_refused(folder: Path, monkeypatch: pytest.M
 
 @models.needs_clip
 def test_damaged_shards_and_what_is_missing_of_them_stand_with_the_figures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pipeline.evaluate.evaluate(Colours(), options(folder))["data"]["damaged_shards"] == {}
+    assert (found := pipeline.evaluate.evaluate(Colours(), options(folder)))["data"]["damaged_shards"] == {}
+    assert found["data"]["missing"] == 0
     whole = (folder / "00000.tar").read_bytes()
     (folder / "00001.tar").write_bytes(b"hello" * 1000)
     (folder / "00002.tar").write_bytes(whole[: len(whole) // 3])
-    (folder / "sizes.json").write_text(json.dumps({"00000.tar": 3, "00002.tar": 3}))
+    (folder / "sizes.json").write_text(json.dumps({"00000.tar": 3, "00001.tar": 0, "00002.tar": 3}))
     found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder),)))
     left = found["data"]["images"] - 3
     assert 0 < left < 3
     assert found["data"]["missing"] == 3 - left
-    assert list(found["data"]["damaged_shards"]) == [f"{folder}/00001.tar", f"{folder}/00002.tar"]
+    assert list(found["data"]["damaged_shards"]) == [f"{folder}/00002.tar"]
     pipeline.evaluate.show({**found, "written": "x"})
     assert f"{folder}/00002.tar: {left} samples, not the 3" in capsys.readouterr().out
+    (folder / "sizes.json").unlink()
+    found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder),)))
+    assert found["data"]["missing"] is None
+    assert list(found["data"]["damaged_shards"]) == [f"{folder}/00001.tar", f"{folder}/00002.tar"]
 
 
 @models.needs_clip

@@ -247,6 +247,7 @@ def test_a_shard_that_does_not_end_where_a_tar_ends_is_named(tmp_path: Path, cap
         assert len(caplog.records) == 1
     read = Samples(corpora)
     assert len(list(read)) == corpora.n
+    assert read.missing is None, "nothing says how many there were"
     assert read.damaged == {f"{folder}/0.tar": corpora.shards[0][0].fault}
 
 
