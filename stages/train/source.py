@@ -40,7 +40,8 @@ def open_shards(config: Train, model: Model, context: loop.Context) -> Any:
     order = Order(corpora.sizes, config.batch, config.seed, weights or None, config.order.chunk, config.order.window)
     for at, (source, quota) in enumerate(zip(config.data, order.quotas, strict=True)):
         if not quota:
-            raise UserError(f"train.data.{at}.weight: {source.weight} takes no sample of {source.shards} in an epoch; raise it")
+            names = source.shards if isinstance(source.shards, str) else ", ".join(source.shards)
+            raise UserError(f"train.data.{at}.weight: {source.weight} takes no sample of {names} in an epoch; raise it, or leave that out")
     prepare = Prepare(
         tokenizer=model.tokenizer,
         image_size=model.image_size,
