@@ -97,7 +97,7 @@ class Corpora:
         return shard, np.asarray(ids) - before
 
     def bounds(self, shard: int) -> np.ndarray:
-        """Where the samples of that shard begin: see `Indices.bounds`."""
+        """Where the samples of that shard begin: see `Index`."""
         found, options = self.shards[shard]
         return self.indices.of(found.url, found.bytes, found.mark, options).bounds
 
@@ -108,12 +108,13 @@ def open_corpora(
     index_root: str | None = None,
     index_options: Options | None = None,
     key: str = "train.data",
+    quiet: bool = False,
 ) -> Corpora:
     """The corpora that the sources name, one each (a list within the list is one corpus of several names).
 
     `storage_options`: fsspec's, for all sources or one for each. `index_root`: the folder (path or URL) that keeps the indices of
-    shards without one (default: the user's cache). `key`: the option that names the sources, for messages. Raises UserError for a source
-    that names nothing, or has no samples.
+    shards without one (default: the user's cache). `key`: the option that names the sources, for messages. `quiet`: of damaged
+    shards another process warns. Raises UserError for a source that names nothing, or has no samples.
     """
     given = [storage_options or {}] * len(sources) if storage_options is None or isinstance(storage_options, Mapping) else storage_options
     options = tuple(dict(one) for one in given)
@@ -125,7 +126,7 @@ def open_corpora(
         if not sum(shard.samples for shard in shards):
             why = f"; {damaged}" if (damaged := _damaged(shards)) else ""
             raise UserError(f"{key}: {source}: its {len(shards)} shards hold no samples{why}")
-        if damaged := _damaged(shards):
+        if not quiet and (damaged := _damaged(shards)):
             log.warning("%s: damaged shards, of which only what stands before the damage is there: %s", key, damaged)
         corpora.append(tuple(shards))
     if not corpora:

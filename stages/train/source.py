@@ -35,7 +35,8 @@ class Shards:
 
 def open_shards(config: Train, model: Model, context: loop.Context) -> Any:
     """The source that a config names. Raises UserError for data that cannot be trained on."""
-    corpora = open_corpora([source.shards for source in config.data], [source.storage_options for source in config.data])
+    data, options = [source.shards for source in config.data], [source.storage_options for source in config.data]
+    corpora = open_corpora(data, options, quiet=context.rank > 0)
     weights = tuple(source.weight for source in config.data if source.weight is not None)
     order = Order(corpora.sizes, config.batch, config.seed, weights or None, config.order.chunk, config.order.window)
     for at, (source, quota) in enumerate(zip(config.data, order.quotas, strict=True)):
