@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pipeline.catalog import Entry
 from pipeline.stage import keyed_config
 
+SETTLED_NS = 2_000_000_000
 FORMAT = 1  # raised when the engine itself changes what it writes for the same stages
 
 
@@ -35,9 +37,13 @@ def ingredients(entries: list[Entry], **more: Any) -> dict[str, Any]:
 
 
 def content(path: str) -> str:
-    """xxh3_128 of a local file's bytes (cheap: weights of 1 GB take a fraction of a second), read once a state of the file."""
+    """xxh3_128 of a local file's bytes (cheap: weights of 1 GB take a fraction of a second), read once a state of the file.
+
+    One that was written a moment ago may be written again within a tick of the clock that stamps files: it is read in any case.
+    """
     stat = Path(path).stat()
-    return _content(path, stat.st_size, stat.st_mtime_ns)
+    read = _content.__wrapped__ if time.time_ns() - stat.st_mtime_ns < SETTLED_NS else _content
+    return read(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache
