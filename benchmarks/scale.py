@@ -42,7 +42,9 @@ def picture(folder: Path) -> None:
 
 
 def write_list(path: Path, rows: int) -> Path:
-    """Captions are words drawn at random, so that hardly any is another's near-duplicate."""
+    """Captions are words drawn at random, so that hardly any is another's near-duplicate. A list that is there stays: its time is in keys."""
+    if path.exists():
+        return path
     drawn = np.array(WORDS)[np.random.default_rng(rows).integers(0, len(WORDS), (rows, 9))]
     captions = [" ".join(line) + f" {at}" for at, line in enumerate(drawn.tolist())]
     pq.write_table(pa.table({"url": [f"http://h{at % 500}.test/0.jpg?{at}" for at in range(rows)], "caption": captions}), path)
