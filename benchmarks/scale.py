@@ -42,7 +42,7 @@ def picture(folder: Path) -> None:
 
 
 def write_list(path: Path, rows: int) -> Path:
-    """Captions are words drawn at random, so that hardly any is another's near-duplicate. A list that is there stays: keys hold its time."""
+    """Captions are words drawn at random, so that hardly any is another's near-duplicate. One that is there stays: keys hold its time."""
     if path.exists():
         return path
     drawn = np.array(WORDS)[np.random.default_rng(rows).integers(0, len(WORDS), (rows, 9))]
