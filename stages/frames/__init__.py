@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
 from stages.frames.clip import Clip
-from stages.frames.decode import Missing, Played, UnreadableError, Video
+from stages.frames.decode import Missing, Played, UnreadableError, Video, require
 from stages.frames.film import Settings, films, passes
 from stages.frames.sound import encode, sounds
 from stages.frames.spans import in_order, spans
@@ -150,10 +149,7 @@ class Frames(Stage):
 
     def check_ready(self) -> None:
         """Raises UserError where the extra is missing."""
-        try:
-            import av  # noqa: F401
-        except ImportError as err:
-            raise UserError(f"stages.frames: needs PyAV ({err}); install shardmill[video]") from None
+        require(self.name)
 
     def open(self) -> None:
         import av

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict, keyless
-from stages.frames.decode import Shown, UnreadableError, Video
+from stages.frames.decode import Shown, UnreadableError, Video, require
 from stages.frames.spans import by_video, in_order, spans
 from stages.lib import imageresize, videopicture
 from stages.lib.towers import Choice, ModelError, Precision, Towers
@@ -121,10 +121,7 @@ class Alignment(Stage):
         """Raises UserError for what is missing: the extras, the model's name, its weights."""
         with _told():
             self.choice.check()
-        try:
-            import av  # noqa: F401
-        except ImportError as err:
-            raise UserError(f"stages.alignment: needs PyAV ({err}); install shardmill[video]") from None
+        require(self.name)
 
     def open(self) -> None:
         self.check_ready()

@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.errors import UserError
 from pipeline.stage import Column, Resources, Stage, Strict
-from stages.frames.decode import Missing, UnreadableError, Video
+from stages.frames.decode import Missing, UnreadableError, Video, require
 from stages.frames.spans import by_video, in_order, spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
@@ -65,11 +64,7 @@ class Cuts(Stage):
 
     def check_ready(self) -> None:
         """Raises UserError where the extra is missing."""
-        try:
-            import av  # noqa: F401
-            import scenedetect  # noqa: F401
-        except ImportError as err:
-            raise UserError(f"stages.cuts: needs PyAV and PySceneDetect ({err}); install shardmill[video]") from None
+        require(self.name, "scenedetect")
 
     def open(self) -> None:
         import av

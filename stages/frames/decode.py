@@ -7,6 +7,7 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -17,6 +18,7 @@ from itertools import pairwise
 from math import ceil, floor
 from typing import Any
 
+from pipeline.errors import UserError
 from stages.lib import containers
 
 GOES_ON = 64  # packets between two signs of life
@@ -30,6 +32,15 @@ class UnreadableError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
+
+
+def require(stage: str, *more: str) -> None:
+    """Raises UserError where PyAV, or another package of the extra `video` that the stage needs, cannot be imported."""
+    for name in ("av", *more):
+        try:
+            importlib.import_module(name)
+        except ImportError as err:
+            raise UserError(f"stages.{stage}: needs {name} ({err}); install shardmill[video]") from None
 
 
 @dataclass(frozen=True)
