@@ -85,7 +85,7 @@ docs: ## writes docs/reference and configs/schema.json from the code
 bench-setup: ## the programs that benchmarks compare with, in venvs of their own below .bench
 	@for peer in img2dataset==1.47.0 daft==0.7.26 py-spy==0.4.3; do \
 		folder=.bench/$${peer%%=*}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
-		$$folder/bin/pip install -qq --disable-pip-version-check -c constraints.txt $$peer || exit 1; \
+		$$folder/bin/pip install -qq --disable-pip-version-check $$peer || exit 1; \
 	done
 
 bench-setup-dedup: ## the peers of `make bench BENCH="dedup --rows 1000000 --peer-rows 1000000"`: 2.4 GB below .bench
