@@ -86,8 +86,7 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_
 
     Raises UserError for what is not there, or cannot be loaded.
     """
-    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
-        raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
+    check_ready()
     torchvision_shim.ensure()
     _check_device(device)
     if name == OFFLINE:
@@ -100,6 +99,12 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_
             scorer.about = {**scorer.about, "weights": name}
             return scorer
         return _open_clip(name, folder, pretrained, device)
+
+
+def check_ready() -> None:
+    """Raises UserError where the extra is not installed."""
+    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
+        raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
 
 
 def _check_device(device: str) -> None:
