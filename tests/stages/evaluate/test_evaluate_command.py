@@ -332,7 +332,9 @@ def test_a_key_that_no_sample_has_is_refused_with_those_there_are(folder: Path, 
     with pytest.raises(UserError, match=rf"^eval: {option} {key}: no sample's json says anything there; its keys are alt, blank, kind$"):
         pipeline.evaluate.evaluate(scorer, Options(data=(str(folder / "00000.tar"),), **given))
     assert not scorer.images
-    found = pipeline.evaluate.evaluate(scorer, Options(data=(str(folder / "00000.tar"),), caption_key="alt", label_key="kind"))
+    found = pipeline.evaluate.evaluate(
+        scorer, Options(data=(str(folder / "00000.tar"),), caption_key="alt", label_key="kind", templates="plain")
+    )
     assert (found["data"]["captions"], found["zeroshot"]["classes"]) == (2, 1)
 
 
