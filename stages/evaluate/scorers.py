@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import ShardmillError, UserError
-from stages.lib import offline_scorer, torchvision_shim
+from stages.lib import hub, offline_scorer, torchvision_shim
 from stages.train.checkpoint import WEIGHTS
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
@@ -140,6 +140,8 @@ def _open_clip(name: str, folder: str | None, pretrained: str | None, device: st
     brings = full.startswith(SCHEMAS)
     if not brings:
         _check_weights(name, pretrained)
+    if away := hub.lacking(full):
+        raise UserError(f"eval: {away}")
     with models.hushed(), models.asked(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained})"):
         # weights_only: a checkpoint is a stranger's data and must not run code. require_pretrained: else a folder without gets random ones.
         model, _, transform = open_clip.create_model_and_transforms(

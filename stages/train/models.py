@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ShardmillError, UserError
-from stages.lib import torchvision_shim
+from stages.lib import hub, torchvision_shim
 from stages.train.config import OFFLINE_SCORER, Train
 from stages.train.config import Model as Wanted
 
@@ -68,6 +68,8 @@ def build(config: Train) -> Model:
     brings = name.startswith(("hf-hub:", "local-dir:"))
     if brings and wanted.pretrained:
         raise UserError(f"train.model.pretrained: {wanted.name} brings its own weights; leave it out")
+    if away := hub.lacking(name):
+        raise UserError(f"train.model: {away}")
     weights = "its own weights" if brings else wanted.pretrained or "random weights"
     options: dict[str, Any] = {}
     with _Local(wanted.pretrained) as pretrained, hushed(), asked(f"train.model: open_clip cannot make {wanted.name} with {weights}"):
