@@ -74,7 +74,12 @@ def run(
     given = read(options)
     began = time.monotonic()
     scorer = scorers.load(model, pretrained, device or _device(), options.storage_options)
-    found = evaluate(scorer, options, given)
+    try:
+        found = evaluate(scorer, options, given)
+    except Exception as err:
+        if type(err).__name__ != "OutOfMemoryError":  # torch's, which a scorer need not have
+            raise
+        raise UserError(f"eval: --batch {options.batch}: {' '.join(str(err).split())[:200]}; lower it") from err
     found["seconds"] = round(time.monotonic() - began, 1)
     store.write_json(name, found)
     return {**found, "written": where}

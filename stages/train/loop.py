@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import ShardmillError, UserError
+from pipeline.errors import ShardmillError, TransientError, UserError
 from pipeline.storage import Store
 from stages.train import checkpoint, losses, models, optim
 from stages.train.config import Train, difference, resumable, shown
@@ -81,14 +81,25 @@ class NotFiniteError(UserError):
 def train(config: Train, context: Context, open_source: Callable[[Train, models.Model, Context], Source]) -> Outcome:
     """Trains from the last checkpoint in `config.out` (or from the start) to the end, on this rank.
 
-    Raises UserError for what can be mended in the config, and where the loss is not finite.
+    Raises UserError for what can be mended in the config, and where the loss is not finite; TransientError for what may pass.
     """
+    import torch
+
     store = Store(config.out or "", dict(config.storage_options))
-    rank = _Rank(config, context, store, open_source)
     try:
-        return rank.run()
-    finally:
-        rank.close()
+        rank = _Rank(config, context, store, open_source)
+        try:
+            return rank.run()
+        finally:
+            rank.close()
+    except OSError as err:  # of the metrics' files, which are written line by line
+        raise TransientError(f"train: {store.url}: {err.strerror or err}; mend that, then repeat the command") from err
+    except torch.OutOfMemoryError as err:
+        said = " ".join(str(err).split())[:200]
+        raise UserError(
+            f"train.batch: a step of {config.batch} samples on {config.workers} workers needs more memory than the GPU has; raise "
+            f"train.accumulate, set train.grad_checkpointing or train.strategy: fsdp, or lower the batch ({said})"
+        ) from err
 
 
 class _Rank:

@@ -358,6 +358,19 @@ def test_judgements_are_read_before_any_image_and_before_the_model(folder: Path,
 
 
 @models.needs_clip
+def test_a_gpu_of_too_little_memory_is_told_what_to_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Large(Colours):
+        def encode_image(self, images: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(scorers, "load", lambda *_: Large())
+    with pytest.raises(UserError, match=r"^eval: --batch 64: CUDA out of memory\. Tried .*; lower it$"):
+        pipeline.evaluate.run("x", Options(data=(str(folder / "00000.tar"),)), out=str(folder / "x.json"))
+
+
+@models.needs_clip
 def test_judgements_without_an_order_are_told(folder: Path) -> None:
     (folder / "judged.csv").write_text("image,caption,share_yes\nred.png,all red,1\nblue.png,all red,1\n")
     found = pipeline.evaluate.evaluate(Colours(), Options(judgements=(str(folder / "judged.csv"), str(folder / "images"))))

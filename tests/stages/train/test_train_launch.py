@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,29 @@ def test_a_stop_of_two_workers_loses_nothing(tmp_path: Path, shards: Path, numbe
     state = checkpoint.latest(Store(str(tmp_path / "out")))
     assert state is not None
     assert state["step"] == len(read(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [300, 1_000_000])
+def test_a_disk_that_takes_no_more_is_told_in_a_line_and_the_same_command_goes_on(tmp_path: Path, shards: Path, limit: int) -> None:
+    """The kernel's limit of a file's size stands for it: of metrics.jsonl after two lines, of the first checkpoint. Before, a trace."""
+    options: dict[str, Any] = {"epochs": 1, "loader_workers": 0}
+    shardmill("train", str(write_config(tmp_path / "calm", shards, **options)))
+    config_ = str(write_config(tmp_path / "full", shards, **options))
+    out = shardmill("train", config_, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert out.returncode == 3, out.stderr
+    assert [line for line in out.stderr.splitlines() if not line.startswith("INFO")] == [out.stderr.splitlines()[-1]]
+    assert "File too large; mend that, then repeat the command" in out.stderr
+    shardmill("train", config_)
+    assert apart(read(tmp_path / "calm"), read(tmp_path / "full")) == 0
+
+
+def test_a_gpu_of_too_little_memory_is_told_what_to_change(tmp_path: Path) -> None:
+    class Large(training.Pictures):
+        def batches(self, epoch: int, start_step: int = 0) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(UserError, match=r"^train\.batch: a step of 8 samples on 1 workers .*train\.accumulate.*Tried to allocate"):
+        loop.train(config(tmp_path), loop.Context(), Large)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
