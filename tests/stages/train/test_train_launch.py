@@ -223,7 +223,7 @@ def test_a_gpu_of_too_little_memory_is_told_what_to_change(tmp_path: Path) -> No
         def batches(self, epoch: int, start_step: int = 0) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with pytest.raises(UserError, match=r"^train\.batch: a step of 8 samples on 1 workers .*train\.accumulate.*Tried to allocate"):
+    with pytest.raises(UserError, match=r"^train\.batch: 8 on 1 workers need more memory .*train\.accumulate.*Tried to allocate"):
         loop.train(config(tmp_path), loop.Context(), Large)
 
 
@@ -253,6 +253,37 @@ class Dying(training.Pictures):
 def test_a_fault_is_the_user_s_in_this_process(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="these shards cannot be"):
         launch.run(launch.Job(config(tmp_path), Faulty), metrics.Quiet())
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, TransientError), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, number: signal.Signals, error: type[BaseException]) -> None:
+    """Counting samples and features of frozen towers may take hours; before, the stop waited for all of it."""
+
+    class Slow(training.Pictures):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            os.kill(os.getpid(), number)
+            time.sleep(20)
+
+    began = time.monotonic()
+    with pytest.raises(error, match=None if error is KeyboardInterrupt else "stopped by SIGTERM before the first step; the same command"):
+        launch.run(launch.Job(config(tmp_path), Slow), metrics.Quiet())
+    assert time.monotonic() - began < 10
+
+
+def test_a_loader_worker_that_is_killed_is_a_fault_that_may_pass(tmp_path: Path, shards: Path) -> None:
+    """As the kernel does where memory is short; before, it ended with a trace as a bug does."""
+    config_ = write_config(tmp_path, shards, epochs=2000, checkpoint={"every_steps": 10_000})
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command("train", str(config_)), env=environment, stderr=subprocess.PIPE, text=True) as going:
+        while going.poll() is None and not len(read(tmp_path)) > 5:
+            time.sleep(0.05)
+        children = Path(f"/proc/{going.pid}/task/{going.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        _, said = going.communicate(timeout=120)
+    assert going.returncode == 3, said
+    assert said.splitlines()[-1].startswith("error: train: ")
+    assert "the same command goes on" in said
 
 
 def test_fsdp_alone_needs_no_ray(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_a_worker_that_is_killed_is_told_and_the_others_end(corpora: Corpora, in
             try:
                 for _ in batches:
                     pass
-            except RuntimeError as err:
+            except (RuntimeError, TransientError) as err:  # torch's handler of signals, or the loader
                 return str(err)
         return ""
 
