@@ -40,6 +40,15 @@ class Model(Strict):
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Stochastic depth of a timm image tower; null leaves the model's own."""
 
+    @model_validator(mode="after")
+    def _locks(self) -> Model:
+        for part, kind in (("image", "groups"), ("text", "layers")):
+            if getattr(self, f"lock_{part}_unlocked_{kind}") and not getattr(self, f"lock_{part}"):
+                raise ValueError(
+                    f"lock_{part}_unlocked_{kind} leaves a part of a locked tower trainable; set lock_{part}: true, or leave it out"
+                )
+        return self
+
 
 class Source(Strict):
     """One corpus of the mixture."""

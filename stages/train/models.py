@@ -257,12 +257,13 @@ def _kind(net: Any, config: Train) -> str:
 def _locked(model: Model, config: Train) -> Model:
     """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do), and what the loss leaves out."""
     wanted, net = config.model, model.net
-    if wanted.lock_image:
-        lock = getattr(net, "lock_image_tower", None) or net.visual.lock
-        lock(unlocked_groups=wanted.lock_image_unlocked_groups, freeze_bn_stats=True)
-    if wanted.lock_text:
-        lock = getattr(net, "lock_text_tower", None) or net.text.lock
-        lock(wanted.lock_text_unlocked_layers)
+    with asked(f"train.model: open_clip cannot lock {wanted.name} so"):
+        if wanted.lock_image:
+            lock = getattr(net, "lock_image_tower", None) or net.visual.lock
+            lock(unlocked_groups=wanted.lock_image_unlocked_groups, freeze_bn_stats=True)
+        if wanted.lock_text:
+            lock = getattr(net, "lock_text_tower", None) or net.text.lock
+            lock(wanted.lock_text_unlocked_layers)
     if model.loss != "siglip" and getattr(net, "logit_bias", None) is not None:
         net.logit_bias.requires_grad_(False)  # no other loss uses it; DDP waits for the gradient of all that has one
     if not any(parameter.requires_grad for parameter in net.parameters()):

@@ -99,6 +99,16 @@ def test_the_last_groups_of_a_locked_tower_can_stay_trainable(tmp_path: Path) ->
     assert trained == {"visual.proj", "logit_scale"}
 
 
+def test_a_tower_that_cannot_be_locked_in_part_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resnet = {**training.CLIP, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+    monkeypatch.setitem(training.MODELS, "micro_resnet", resnet)
+    assert build(tmp_path, "micro_resnet", model={"lock_image": True})
+    with pytest.raises(
+        UserError, match=r"^train\.model: open_clip cannot lock .* so: AssertionError: partial locking not currently supported"
+    ):
+        build(tmp_path, "micro_resnet", model={"lock_image": True, "lock_image_unlocked_groups": 1})
+
+
 def test_a_clip_model_becomes_siglip_s_with_a_bias(tmp_path: Path) -> None:
     made = build(tmp_path, loss={"kind": "siglip"})
     assert made.loss == "siglip"
