@@ -175,7 +175,7 @@ class Train(Strict):
     """For models whose towers are frozen up to a head: features of so many augmented views a sample are computed once; 0: off."""
     caption: str = "txt"
     """Which caption: the member `txt`, or the name of a key of the sample's json (a list of captions is drawn from by seed)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Decides about the order, augmentation, the first weights and dropout."""
     workers: int = Field(1, ge=1)
     """Processes that train together; more than one are started by Ray."""

@@ -79,6 +79,7 @@ def test_a_corpus_config_trains_on_its_own_shards(tmp_path: Path) -> None:
         ({"model": "ViT-tiny", "augment": {"ratio": [2, 1]}}, r"train\.augment\.ratio: .*the least and the largest width"),
         ({"model": {"name": "ViT-tiny", "lock_image_unlocked_groups": 1}}, r"lock_image_unlocked_groups leaves .*; set lock_image: true"),
         ({"model": {"name": "ViT-tiny", "lock_text_unlocked_layers": 1}}, r"lock_text_unlocked_layers leaves .*; set lock_text: true"),
+        ({"model": "ViT-tiny", "seed": 2**63}, r"train\.seed: .*less than"),
         ({"model": "ViT-tiny", "bach": 10}, r"train\.bach: unknown key; did you mean batch\?"),
         ({"model": "ViT-tiny", "data": [{"shards": "x", "weight": 1}, {"shards": "y"}]}, "give every corpus a weight, or none"),
     ],
