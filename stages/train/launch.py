@@ -67,8 +67,8 @@ def run(job: Job, show: Quiet, cluster: Cluster | None = None) -> loop.Outcome:
     with Signals() as signals:
         try:
             outcome = _by_ray(job, show, cluster, signals) if by_ray else _here(job, show, signals)
-        except KeyboardInterrupt:
-            if signals.name == "SIGTERM":
+        except (KeyboardInterrupt, SystemExit) as err:
+            if signals.name == "SIGTERM" or isinstance(err, SystemExit):  # Ray answers SIGTERM so while it starts
                 raise TransientError("train: stopped by SIGTERM before the first step; the same command goes on") from None
             raise
     if outcome.state == loop.FAILED:
