@@ -98,8 +98,7 @@ class Video:
         """`goes_on` is called now and then while the file is read."""
         import av
 
-        self.goes_on = goes_on
-
+        self.path, self.goes_on = path, goes_on
         try:
             self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
@@ -112,7 +111,7 @@ class Video:
         self.converter: Any = av.video.reformatter.VideoReformatter()
         self.damaged = self.cut = False
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
-        self.last: int | None = None  # the latest pts that was read
+        self.last: int | None = None  # until when (pts) the packets go that were read
 
     def _pick(self, max_pixels: int, threads: int) -> Any:
         import av
@@ -286,10 +285,15 @@ class Video:
 
     def _breaks_off(self) -> bool:
         """Reading ended by a fault, or a second and more before the end that the container claims."""
+        base = self.stream.time_base
         claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
-        if not claimed and self.container.duration:  # Matroska's is counted from 0 wherever the file begins
-            claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
-        return self.cut or bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+        if not claimed and (tagged := containers.tagged_s(self.stream)):
+            claimed = tagged / base
+        if self.cut or self.last is None or claimed:
+            return self.cut or bool(claimed and self.last is not None and claimed - self.last > 1 / base)
+        # What is left is the whole file's, of its longest stream; Matroska counts it from 0 wherever the file begins.
+        end_s, last_s = Fraction(self.container.duration or 0, 1_000_000), self.last * base
+        return end_s - last_s > 1 and end_s - containers.others_until(self.path, self.stream.index, last_s) > 1
 
     def _packets(self) -> Iterator[Any]:
         """All packets of the stream; where the file breaks off, those before."""
@@ -307,7 +311,8 @@ class Video:
             if packet is None:
                 return
             if packet.size:
-                self.last = packet.pts if self.last is None else max(self.last, packet.pts or 0)
+                until = (packet.pts or 0) + (packet.duration or 0)
+                self.last = until if self.last is None else max(self.last, until)
                 yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:

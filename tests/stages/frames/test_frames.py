@@ -120,6 +120,43 @@ def test_before_the_first_frame_nothing_is_on_screen(tmp_path: Path) -> None:
     assert [read_jpeg(body) for body in rows[1]["frames"]] == [1240, 1720]
 
 
+LAST: dict[str, dict[str, Any]] = {"sound": {"audio_s": 7.0}, "text": {"subtitles": [(500, 7000, "a text that stays")]}}
+
+
+@pytest.mark.parametrize("longer", LAST)
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_file_whose_picture_ends_first_is_whole(tmp_path: Path, longer: str, tagged: bool) -> None:
+    """Matroska's own length is that of its longest track; not every writer notes each track's."""
+    times, path = steady(4, 25), tmp_path / "film.mkv"
+    film.write(path, ((ms, picture(ms)) for ms in times), options=dict(H264), **LAST[longer])
+    if not tagged:
+        body = path.read_bytes()
+        assert b"DURATION" in body
+        path.write_bytes(body.replace(b"DURATION", b"DURATIOX"))
+    rows = run([(path, n / 25, (n + 1) / 25) for n in range(90, 101)], count=1)
+    if longer == "text" and not tagged:
+        return  # nothing tells this from a file that is cut off
+    assert [row["fate"] for row in rows] == ["kept"] * 10 + ["frames:out_of_video"]
+    assert [read_jpeg(row["frames"][0]) for row in rows[:10]] == times[90:]
+
+
+def test_a_last_frame_that_stays_for_long_is_no_cut(tmp_path: Path) -> None:
+    """As of slides: the last packet lasts six seconds, and with B-frames comes out of the decoder at the end alone."""
+    import av
+
+    path, whole = tmp_path / "slides.mp4", tmp_path / "whole.mp4"
+    film.write(path, ((ms, picture(ms)) for ms in [*steady(2, 10), 2000]), options=dict(H264))
+    with av.open(str(path)) as source, av.open(str(whole), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.duration = round(6 / packet.time_base) if packet.pts * packet.time_base == 2 else packet.duration
+                packet.stream = stream
+                target.mux(packet)
+    rows = run([(whole, 1.9, 1.95), (whole, 2.5, 7.5)], count=2)
+    assert [[read_jpeg(body) for body in row["frames"] or ()] for row in rows] == [[1900, 1900], [2000, 2000]]
+
+
 def test_a_file_that_breaks_off_gives_what_it_has(videos: dict[str, Path], tmp_path: Path) -> None:
     body = videos["uneven_mkv"].read_bytes()
     cut = tmp_path / "cut.mkv"

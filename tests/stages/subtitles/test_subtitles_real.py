@@ -12,7 +12,7 @@ import pytest
 from stages.lib.segments import Method, Rules, cut
 from stages.lib.subtitles import SubtitleError, Track, parse
 from tests.stages.subtitles.test_subtitles_hostile import check_order
-from tests.support.subtitles import json3_words, rolling_lines
+from tests.support.subtitles import json3_words, rolling_lines, shown, srt_stamp
 
 ROLLING = [
     "manifesto_90s.en",
@@ -118,6 +118,18 @@ def test_sentences_start_where_a_talk_says_so(folder: Path) -> None:
     assert len(late) > 0.7 * len(segments)
     assert sorted(late)[len(late) // 2] < 0.5
     assert sorted(late)[int(0.9 * len(late))] < 1.5
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("name", ["manifesto_90s.en", "agents_20min.en", "talk_colour_38min.en", "council_live_excerpt.en"])
+def test_what_converters_make_of_automatic_captions_has_each_line_once(folder: Path, name: str, hold: bool) -> None:
+    """SubRip keeps neither places nor times of words; some converters leave out the cues of 10 ms."""
+    path = folder / "youtube_auto_vtt" / f"{name}.vtt"
+    cues = [cue for cue in shown(path.read_text(encoding="utf-8")) if hold or cue[1] - cue[0] > 0.0105]
+    blocks = (f"{n}\n{srt_stamp(a)} --> {srt_stamp(b)}\n{text}\n" for n, (a, b, text) in enumerate(cues, 1))
+    found = parse("\n".join(blocks).encode(), "converted.srt")
+    assert found.automatic
+    assert words(found) == words(track(path))
 
 
 @pytest.mark.parametrize("method", ["sentences", "windows"])
