@@ -246,7 +246,7 @@ class Video:
     def _at_gap(self, frame: Any, ticks: int) -> int:
         """Until when (pts) a frame stays that a gap follows: its own duration, but not beyond a packet that was decoded for later."""
         after = bisect_right(self.fed, frame.pts)
-        return min([frame.pts + ticks, *self.fed[after : after + 1]])
+        return int(min([frame.pts + ticks, *self.fed[after : after + 1]]))
 
     def _ticks_of(self, frame: Any) -> int:
         """How long the last frame stays: its own duration, else the stream's average, else a tick."""

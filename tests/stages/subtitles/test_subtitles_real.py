@@ -95,6 +95,21 @@ def test_one_text_in_many_encodings(folder: Path, name: str) -> None:
     assert track(folder / f"srt_wild/pysrt_{name}.srt").cues == track(folder / "srt_wild/pysrt_bom-utf-8.srt").cues
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding", "language"),
+    [
+        *(("persian.auto_generated", "cp1256", language) for language in (None, "fa")),
+        *(("chinese.taiwan_community", "big5", language) for language in (None, "zh")),
+        *(("russian.community", "koi8_r", language) for language in (None, "ru")),
+    ],
+)
+def test_a_talk_in_the_encoding_of_its_language(folder: Path, name: str, encoding: str, language: str | None) -> None:
+    text = (folder / f"srt_talks/256bit.{name}.srt").read_text(encoding="utf-8-sig")
+    text = text.replace("ی", "ي").replace("ک", "ك")  # as Persian was written in CP1256
+    found = parse(text.encode(encoding, "replace"), language=language)
+    assert found.cues == parse(text.encode(encoding, "replace").decode(encoding).encode()).cues
+
+
 def test_pieces_of_a_live_stream_are_put_in_order_without_repeats(folder: Path) -> None:
     found = track(folder / "youtube_auto_vtt/council_hls_joined_excerpt.en.vtt")
     assert found.oddities["joined_files"] == 14
