@@ -29,6 +29,9 @@ def finish(found: Found, kind: str, encoding: str) -> Track:
     raws = [raw for raw in raws if tidy("".join(text for _, text in raw.pieces))]
     if not automatic:
         odd["empty_text"] += count - len(raws) - odd["hidden"] - odd["repeated_cues"]
+        once = list(dict.fromkeys(raws))  # joined files, and the shadows of styled texts
+        odd["repeated_cues"] += len(raws) - len(once)
+        raws = once
     if any(one.start > two.start for one, two in pairwise(raws)):
         odd["unsorted"] = 1
         raws = sorted(raws, key=lambda raw: raw.start)

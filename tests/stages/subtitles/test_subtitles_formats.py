@@ -126,6 +126,15 @@ def test_srt_times(timing: str, times: tuple[float, float] | None) -> None:
     assert times is None or (*times, "text") in got
 
 
+def test_a_cue_that_stands_twice_is_said_once() -> None:
+    """Joined files, and shadows of styled texts; the same words at another time are said again."""
+    first, later = "00:00:01,000 --> 00:00:02,000", "00:00:02,000 --> 00:00:03,000"
+    blocks = (f"{n}\n{timing}\nthe same\n" for n, timing in enumerate((first, first, later), 1))
+    track = parse("\n".join(blocks).encode())
+    assert [(cue.start_s, cue.text) for cue in track.cues] == [(1, "the same"), (2, "the same")]
+    assert (track.cues_in, track.oddities) == (3, {"repeated_cues": 1})
+
+
 def test_srt_as_found() -> None:
     text = (
         "00:00:01,000 --> 00:00:02,000\n{\\an8}no <i>index</i> <font color=#fff>here</font>\n\nafter a blank\n\n7\nno time for this one\n\n"
