@@ -116,8 +116,9 @@ def test_the_slider_says_what_the_report_says(shown: tuple[Path, Server, Path], 
             assert box.locator(".command").inner_text() == one["command"].replace("{}", one["thresholds"][place])
             scores = [float(text) for text in box.locator(".stay figure").evaluate_all("all => all.map(one => one.dataset.score)")]
             gone = [float(text) for text in box.locator(".go figure").evaluate_all("all => all.map(one => one.dataset.score)")]
-            assert all(score >= float(one["thresholds"][place]) for score in scores)
-            assert all(score < float(one["thresholds"][place]) for score in gone)
+            way = -1 if one["sign"] == "<=" else 1
+            assert all(way * score >= way * float(one["thresholds"][place]) for score in scores)
+            assert all(way * score < way * float(one["thresholds"][place]) for score in gone)
             assert scores or gone
         slider.focus()
         page.keyboard.press("ArrowLeft")
