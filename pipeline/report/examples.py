@@ -25,7 +25,7 @@ MOST_BYTES = 2_500_000  # of all pictures together: the page stays below 5 MB
 FALLEN = {f"selection:{name}" for name in NEAR_DUPLICATE}
 BETTER = r", row (\d+) is the better one$"  # in the ledger's words
 CHARS = 400  # of a shown text
-SHOWN = ("uid", "url", "source_caption", "caption", "similarity", "language", "original_width", "original_height", "original_format",
+SHOWN = ("uid", "url", "stored_at", "source_caption", "caption", "similarity", "language", "original_width", "original_height", "original_format",
          "http_status", "fetched_bytes", "phash")  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def told(known: Known, con: Any, rows: list[int], pictures: bool, scores: list[s
     sql = f"SELECT {columns} FROM known k JOIN facts f ON f.row = k.row WHERE k.row IN ({wanted})"
     found = {line["row"]: line for line in con.sql(sql).to_arrow_table().to_pylist()}
     for line in found.values():
-        for name in ("url", "source_caption", "caption", "detail"):
+        for name in ("url", "stored_at", "source_caption", "caption", "detail"):
             if line.get(name) and len(line[name]) > CHARS:
                 line[name] = line[name][:CHARS] + " …"
     asked = Counter(found[row]["fetch_id"] for row in rows if row in found and found[row]["fetch_id"])  # in order of importance

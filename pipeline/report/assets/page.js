@@ -11,7 +11,7 @@
     const narrow = width < 600;
     return base({
       grid: { left: narrow ? 8 : 210, right: 48, top: 8, bottom: 28 },
-      xAxis: { type: "value", max: total, axisLabel: { formatter: (n) => n >= 1e6 ? n / 1e6 + "M" : n >= 1e4 ? n / 1e3 + "k" : String(n), hideOverlap: true } },
+      xAxis: { type: "value", max: total, minInterval: 1, axisLabel: { formatter: (n) => n >= 1e6 ? n / 1e6 + "M" : n >= 1e4 ? n / 1e3 + "k" : String(n), hideOverlap: true } },
       yAxis: { type: "category", inverse: true, data: lines.map((one) => one.fate), axisTick: { show: false }, axisLabel: { show: !narrow, width: 200, overflow: "truncate", interval: 0, fontSize: 11 } },
       tooltip: { ...base({ xAxis: {}, yAxis: {} }).tooltip, formatter: (found) => { const one = lines[found[0].dataIndex]; return one.fate + ": " + count(one.rows) + " rows" + (one.meaning ? "\n" + one.meaning : ""); } },
       series: [
@@ -87,8 +87,10 @@
     near.forEach((figure) => { figure.querySelector("b").textContent = Number(figure.dataset.score).toFixed(4); });
     const chart = () => charts.find((found) => found.place.id === "chart-what-if-" + box.dataset.at);
     const change = one.column + " " + one.sign + " ", below = one.sign === "<=";
+    // A column of 32 bits is compared with a decimal in 32 bits, so that 0.7 is 0.7.
+    const single = near.every((figure) => Math.fround(figure.dataset.score) === Number(figure.dataset.score));
     function show() {
-      const text = one.thresholds[Number(input.value)], bound = Number(text), kept = one.kept[Number(input.value)];
+      const text = one.thresholds[Number(input.value)], bound = single && !/e/.test(text) ? Math.fround(text) : Number(text), kept = one.kept[Number(input.value)];
       box.querySelector(".threshold").textContent = text;
       box.querySelector(".would").textContent = count(kept);
       box.querySelector(".command").textContent = one.command.replace(change + "{}", () => change + text);
