@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.known import Known
 from pipeline.phases.ledger import view_ledger
 from pipeline.phases.select import view_selected
-from pipeline.report import page, tables
+from pipeline.report import examples, page, tables
 from pipeline.runs import reopen
 from stages.lib.imagetype import sniff
 
@@ -29,6 +29,20 @@ PAGE, MOST_PAGES = 50, 20_000  # rows of a page; pages that can be turned to
 CHARS = 500  # of a text in the list; a story tells all of it
 FIRST = ("row", "fate", "caption", "url", "host", "similarity", "detail")  # the columns that the page shows first
 HIDDEN = {"caption_hash", "fetched", "part"}
+NUMBERS = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+)
 PICTURES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
 
 
@@ -52,12 +66,14 @@ class Rows:
         kept = ", ".join(f'f."{name}"' for name in self._columns("facts") if name not in {"fate", "detail", "final", "said", *HIDDEN})
         self.con.execute(
             f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, "
-            f"f.final AS fate, f.said AS detail, l.key, {sought} AS sought "
+            f"f.final AS fate, f.said AS detail, l.key, {sought} AS sought, {examples.unsafe_sql(self.known, 'k')} AS blurred "
             "FROM facts f JOIN known k ON k.row = f.row JOIN ledger l ON l.row = f.row"
         )
         self.con.execute("DROP TABLE facts")
         self.con.execute("CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, filename FROM pool")
-        found = self.con.execute("SELECT column_name, column_type FROM (DESCRIBE browsed) WHERE column_name <> 'sought'").fetchall()
+        found = self.con.execute(
+            "SELECT column_name, column_type FROM (DESCRIBE browsed) WHERE column_name NOT IN ('sought', 'blurred')"
+        ).fetchall()
         self.columns = dict(sorted(found, key=lambda one: FIRST.index(one[0]) if one[0] in FIRST else len(FIRST)))
         self.fates = [
             fate for (fate,) in self.con.execute("SELECT fate FROM browsed GROUP BY fate ORDER BY count(*) DESC, fate").fetchall()
@@ -65,6 +81,11 @@ class Rows:
 
     def _columns(self, name: str) -> list[str]:
         return list(self.con.sql(f"SELECT * FROM {name} LIMIT 0").columns)
+
+    @property
+    def numeric(self) -> list[str]:
+        """The columns that hold numbers."""
+        return [name for name, kind in self.columns.items() if kind.startswith(NUMBERS) and not kind.endswith("]")]
 
     def find(self, asked: dict[str, str]) -> dict[str, Any]:
         """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most`, `sort`, `down`; and `page`,
@@ -77,7 +98,7 @@ class Rows:
         sort = asked.get("sort") or "row"
         self._check(sort)
         down = bool(asked.get("down"))
-        number = min(max(int(_number(asked.get("page") or "0")), 0), MOST_PAGES)
+        number = min(max(_row(asked.get("page") or "0"), 0), MOST_PAGES)
         listed = ", ".join(
             f'left("{name}", {CHARS}) AS "{name}"' if kind == "VARCHAR" else f'"{name}"' for name, kind in self.columns.items()
         )
@@ -85,10 +106,10 @@ class Rows:
             source = self._source(where, values, sort)
             ((total,),) = self.con.execute(f"SELECT count(*) FROM {source}").fetchall()
             if asked.get("after") or asked.get("before"):
-                chosen = _beside(source, down, int(_number(asked.get("after") or asked["before"])), forward=bool(asked.get("after")))
+                chosen = _beside(source, down, _row(asked.get("after") or asked["before"]), forward=bool(asked.get("after")))
             else:
                 chosen = f"SELECT row FROM {source} ORDER BY {_order(down)} LIMIT {PAGE} OFFSET {number * PAGE}"
-            sql = f"SELECT {listed} FROM browsed WHERE row IN ({chosen}) ORDER BY {_order(down, sort)}"
+            sql = f"SELECT {listed}, blurred FROM browsed WHERE row IN ({chosen}) ORDER BY {_order(down, sort)}"
             rows = self.con.sql(sql).to_arrow_table()
         return {
             "total": total,
@@ -122,7 +143,7 @@ class Rows:
         return tests, values
 
     def _check(self, column: str, number: bool = False) -> None:
-        if column not in self.columns or (number and self.columns[column] in {"VARCHAR", "BOOLEAN"}):
+        if column not in self.columns or (number and column not in self.numeric):
             raise UserError(f"no {'numeric ' if number else ''}column {column!r}")
 
     def image(self, row: int) -> tuple[str, bytes] | None:
@@ -130,10 +151,11 @@ class Rows:
         with self.lock:
             sql = "SELECT h.fetch_id, h.filename FROM browsed b JOIN homes h ON h.fetch_id = b.fetch_id WHERE b.row = ?"
             for fetch, address in self.con.execute(sql, [row]).fetchall():
-                if "image" not in self.known.run.store.columns(self.known.run.store.relative(address)):
+                picture = examples.picture_sql(self.known.run.store.columns(self.known.run.store.relative(address)))
+                if picture is None:
                     continue  # pool.keep: false
-                source = f"read_parquet({views.quote(address)})"
-                for (body,) in self.con.execute(f"SELECT image FROM {source} WHERE fetch_id = ? AND image IS NOT NULL", [fetch]).fetchall():
+                sql = f"SELECT {picture} AS image FROM read_parquet({views.quote(address)}) WHERE fetch_id = ? AND image IS NOT NULL"
+                for (body,) in self.con.execute(sql, [fetch]).fetchall():
                     kind = PICTURES.get(sniff(bytes(body)) or "")
                     return (kind, bytes(body)) if kind else None
         return None
@@ -169,6 +191,13 @@ def _number(text: str) -> float:
         raise UserError(f"not a number: {text[:40]!r}") from None
 
 
+def _row(text: str) -> int:
+    number = _number(text)
+    if not abs(number) < 1 << 62:  # nan and inf too
+        raise UserError(f"no such row: {text[:40]!r}")
+    return int(number)
+
+
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -186,8 +215,8 @@ def answer(rows: Rows, target: str) -> tuple[int, str, bytes]:
         if address.path == "/rows":
             return _json(rows.find(asked))
         if address.path == "/story":
-            return _json(rows.story(int(_number(asked.get("row", "")))))
-        if address.path == "/image" and (found := rows.image(int(_number(asked.get("row", ""))))):
+            return _json(rows.story(_row(asked.get("row", ""))))
+        if address.path == "/image" and (found := rows.image(_row(asked.get("row", "")))):
             return 200, *found
     except UserError as err:
         return 400, "text/plain; charset=utf-8", str(err).encode()
@@ -200,10 +229,11 @@ def _json(value: Any) -> tuple[int, str, bytes]:
 
 def start(rows: Rows) -> str:
     """The page itself; all rows come to it as JSON."""
-    numeric = [name for name, kind in rows.columns.items() if kind not in {"VARCHAR", "BOOLEAN"}]
     data = {"columns": list(rows.columns), "page": PAGE, "first": [name for name in FIRST if name in rows.columns]}
     name = rows.known.run.config.run.name
-    return page.html("browse.html", "browse.js", data, plots=False, run=name, fates=rows.fates, columns=list(rows.columns), numeric=numeric)
+    return page.html(
+        "browse.html", "browse.js", data, plots=False, run=name, fates=rows.fates, columns=list(rows.columns), numeric=rows.numeric
+    )
 
 
 def handler(rows: Rows) -> type[BaseHTTPRequestHandler]:

@@ -74,10 +74,10 @@ def stage_class(name: str) -> type[Stage]:
     return found
 
 
-def resolve(config: RunConfig, where: str = "config") -> list[Entry]:
+def resolve(config: RunConfig, where: str = "config", past: bool = False) -> list[Entry]:
     """All stages of a config in order, each with its typed Config; `shards` (top level) comes last.
 
-    Raises UserError for a bad key of theirs, or of the section `train`, which is for later.
+    `past`: of a run that is only read. Raises UserError for a bad key of theirs, or of the section `train`, which is for later.
     """
     if "shards" in config.stages:
         raise UserError(f"{where}: stages.shards: shards stands at the top level, beside stages")
@@ -85,7 +85,7 @@ def resolve(config: RunConfig, where: str = "config") -> list[Entry]:
         from stages.train.config import Train
 
         validate(Train, config.train, where, "train")
-    entries = [entry(name, options, where) for name, options in {**config.stages, "shards": config.shards}.items()]
+    entries = [entry(name, options, where, past) for name, options in {**config.stages, "shards": config.shards}.items()]
     named: dict[str, str] = {}
     for e in entries:
         if (other := named.setdefault(e.stage.name, e.name)) != e.name:
@@ -93,11 +93,11 @@ def resolve(config: RunConfig, where: str = "config") -> list[Entry]:
     return entries
 
 
-def entry(name: str, options: Any = None, where: str = "config") -> Entry:
-    """One stage with its options validated. Raises UserError with the full path of a bad key."""
+def entry(name: str, options: Any = None, where: str = "config", past: bool = False) -> Entry:
+    """One stage, its options validated; `past`: files that they name may be gone. Raises UserError with the full path of a bad key."""
     cls = stage_class(name)
     prefix = name if name == "shards" else f"stages.{name}"
-    typed = validate(cls.Config, {} if options is None else options, where, prefix)
+    typed = validate(cls.Config, {} if options is None else options, where, prefix, past)
     source = None
     if name not in BUILT_IN:
         source = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()

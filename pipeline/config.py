@@ -81,7 +81,10 @@ class Report(Strict):
     thumbnails: bool = True
     """Small pictures in the report's page, and 24 samples with their captions as report/samples.jpg."""
     unsafe: float = Field(0.5, ge=0, le=1)
-    """`claimed_punsafe` from which a picture in the page is blurred until it is clicked."""
+    """The value of `unsafe_by` from which a picture is blurred: in the pages until it is clicked, in samples.jpg for good."""
+    unsafe_by: list[str] = ["claimed_punsafe"]
+    """Columns that say how unsafe a picture is, as `claimed_punsafe` or a head's; those that a run has not count for nothing. Pictures
+    that the input tags NSFW are blurred too."""
 
 
 class RunConfig(Strict):
@@ -199,10 +202,13 @@ def _index(node: list[Any], part: str, said: str) -> int:
     return int(part)
 
 
-def validate(model: type[M], raw: Any, where: str, prefix: str = "") -> M:
-    """Validates `raw`; every fault becomes one line: file, path, what is wrong, and the nearest valid name."""
+def validate(model: type[M], raw: Any, where: str, prefix: str = "", past: bool = False) -> M:
+    """Validates `raw`; every fault becomes one line: file, path, what is wrong, and the nearest valid name.
+
+    `past`: the config of what is made already, whose input files may be gone (`pipeline.stage.of_the_past`).
+    """
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context={"past": past})
     except ValidationError as err:
         lines = [_explain(model, fault, where, prefix) for fault in err.errors()]
         raise UserError("\n".join(lines)) from None

@@ -9,12 +9,12 @@ from pipeline import views
 from pipeline.errors import UserError
 from pipeline.known import Known
 from pipeline.ledger import SCHEMA
-from pipeline.phases import rows
 from pipeline.phases.ledger import view_ledger
 from pipeline.phases.select import view_selected
 from pipeline.runs import reopen
 
 TOLD_OF = "{columns}"  # stands in a test for the view that holds the columns of a ledger's rows
+CAPTIONS = "{captions}"  # … and for the texts of a row, as the input has it and cleaned
 MOST = 20  # rows that are told, and children of each
 
 
@@ -63,7 +63,7 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
 def _view_parents(known: Known, con: Any) -> None:
     """Views `parents` and `parents_ledger`: the level of the input's rows."""
     store, folder = known.run.store, f"ledger/{known.keys['shards']}/parents"
-    views.rows(con, "parents", store, rows.parts(known.run, known.files, "rows"), known.row_schema("rows"))
+    known.view_parents(con)
     views.files(con, "parents_ledger", store, [f"{folder}/{name}" for name in store.names(folder, ".parquet")], SCHEMA)
 
 
@@ -75,12 +75,15 @@ def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
     if match := re.fullmatch(r"(host|text)=(.+)", what, re.DOTALL):
         if match[1] == "host":
             return f"lower(regexp_extract(url, '{views.HOST}', 1)) = lower(?)", [match[2]]
-        return f"row IN (SELECT row FROM {TOLD_OF} WHERE contains(lower(source_caption), lower(?)))", [match[2]]
+        return f"row IN (SELECT row FROM {TOLD_OF} WHERE contains(lower({CAPTIONS}), lower(?)))", [match[2]]
     return "(url = ? OR uid = ? OR key = ?)", [what, what, what]
 
 
 def _rows(con: Any, view: str, test: str, values: list[Any], column: str = "row") -> list[int]:
-    where = test.replace(TOLD_OF, "parents" if view == "parents_ledger" else "known")
+    told_of = "parents" if view == "parents_ledger" else "known"
+    cleaned = "caption" in con.sql(f"SELECT * FROM {told_of} LIMIT 0").columns
+    captions = "concat_ws(chr(0), source_caption, caption)" if cleaned else "source_caption"
+    where = test.replace(TOLD_OF, told_of).replace(CAPTIONS, captions)
     found = con.execute(f"SELECT DISTINCT {column} FROM {view} WHERE {where} ORDER BY {column} LIMIT {MOST}", values).fetchall()
     return [row for (row,) in found]
 

@@ -130,6 +130,11 @@ class Known:
         """View `rows`: row, part, and every stored column of the phase rows."""
         views.rows(con, "rows", self.run.store, self.parts, self.row_schema())
 
+    def view_parents(self, con: Any) -> None:
+        """View `parents`: the input's rows as far as the stages before the expanding one go, with the fate that these gave."""
+        parts = rows.parts(self.run, self.files, "rows")
+        views.rows(con, "parents", self.run.store, parts, self.row_schema("rows"))
+
     def row_schema(self, level: str | None = None) -> pa.Schema:
         """Columns of the files of a level."""
         layout = self.run.layout

@@ -84,10 +84,11 @@ class Run:
         return sorted({entry.name.partition(":")[0] for entry in self.entries if not entry.built_in})
 
 
-def open_run(config: RunConfig, where: str = "config", given: RunConfig | None = None) -> Run:
-    """Types every stage of the config and refuses what cannot work. Raises UserError; touches nothing on storage."""
+def open_run(config: RunConfig, where: str = "config", given: RunConfig | None = None, past: bool = False) -> Run:
+    """Types every stage of the config and refuses what cannot work; of a run that is only read (`past`) the files that the config names
+    need not be there. Raises UserError; touches nothing on storage."""
     with faults_of(where):
-        layout = arrange(catalog.resolve(config, where))
+        layout = arrange(catalog.resolve(config, where, past))
         catalog.check_order(layout_order(layout))
         check_columns(layout)
     store = Store(f"{config.run.root.rstrip('/')}/{config.run.name}", dict(config.run.storage_options))

@@ -119,7 +119,7 @@ def reopen(folder: str) -> Known:
     config = validate(RunConfig, state["config"], f"{folder}/run.json")
     root, _, name = folder.rstrip("/").rpartition("/")
     here = config.run.model_copy(update={"root": root or ".", "name": name})
-    this = open_run(config.model_copy(update={"run": here}), state["where"])
+    this = open_run(config.model_copy(update={"run": here}), state["where"], past=True)
     made_of = state["made_of"]
     return Known(this, [rows.InputRef(**file, key=digest(made_of["rows"][file["url"]])) for file in state["files"]], made_of)
 
@@ -186,7 +186,10 @@ def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Aga
     took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
     if this.config.report.thumbnails:
         names = [shard["name"] for shard in this.store.read_json("shards/manifest.json")["shards"]]
-        facts = {**facts, "samples_at": thumbnails.write(this.store, [f"{known.folder('shards')}/{name}" for name in names])}
+        unsafe = thumbnails.Unsafe(this.config.report.unsafe_by, this.config.report.unsafe)
+        facts = {**facts, "samples_at": thumbnails.write(this.store, [f"{known.folder('shards')}/{name}" for name in names], unsafe)}
+    else:
+        this.store.remove(thumbnails.SHEET)  # of a former run, which had it
     made = report.write(known, con, balances, {**facts, **took, "key": key}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -35,6 +35,11 @@ class Strict(BaseModel):
     """Base of every config: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def of_the_past(info: ValidationInfo) -> bool:
+    """Whether a config is validated to read what it made: then a validator lets files that it names be gone, or lie elsewhere."""
+    return bool(info.context and info.context.get("past"))
 
 
 def keyless(default: Any, **options: Any) -> Any:

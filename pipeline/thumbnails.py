@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from textwrap import wrap
 
-from PIL import Image, ImageDraw, ImageFont
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pipeline.storage import Store
 from stages.lib.imagedecode import READERS
@@ -17,39 +20,72 @@ from stages.lib.imagetype import sniff
 COUNT, COLUMNS, SIDE, GAP, LINES = 24, 6, 168, 8, 3
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 WIDE, HIGH = SIDE + GAP, SIDE + GAP + LINES * 14
+SHEET, TAG = "report/samples.jpg", "claimed_nsfw"
+BLUR = ImageFilter.GaussianBlur(14)
 PICTURES = ("jpg", "webp", "png")
 
 
-def write(store: Store, shards: list[str]) -> str | None:
-    """Writes the sheet of the first samples of these tars (their order is random by default); returns its path, None of no samples."""
-    found = list(islice((sample for shard in shards for sample in samples(store, shard)), COUNT))
+@dataclass(frozen=True)
+class Unsafe:
+    """What makes a picture unsafe: a column of `by` at `least` or above, or the input's tag."""
+
+    by: Sequence[str] = ()
+    least: float = 0.5
+
+    def keys(self, store: Store, shard: str) -> set[str]:
+        """The samples of a tar that are, by the Parquet beside it."""
+        listing = f"{shard.removesuffix('.tar')}.parquet"
+        there = store.columns(listing) if store.exists(listing) else []
+        names = [name for name in (*self.by, TAG) if name in there]
+        found: set[str] = set()
+        if not names:
+            return found
+        table = store.read_table(listing, ["key", *names])
+        for name in names:
+            column = table[name]
+            if name == TAG:
+                hit = pc.equal(column, "NSFW")
+            elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+                hit = pc.greater_equal(column.cast(pa.float64()), self.least)
+            else:
+                continue
+            found |= set(table["key"].filter(pc.fill_null(hit, False)).to_pylist())
+        return found
+
+
+def write(store: Store, shards: list[str], unsafe: Unsafe | None = None) -> str | None:
+    """Writes the sheet of the first samples of these tars (their order is random by default), the unsafe ones blurred; returns its path.
+    None of no samples: then no sheet lies there."""
+    found = list(islice((sample for shard in shards for sample in samples(store, shard, unsafe)), COUNT))
     if not found:
+        store.remove(SHEET)
         return None
     out = io.BytesIO()
     sheet(found).save(out, "JPEG", quality=80, optimize=True)
-    store.write("report/samples.jpg", out.getvalue())
-    return "report/samples.jpg"
+    store.write(SHEET, out.getvalue())
+    return SHEET
 
 
-def samples(store: Store, shard: str) -> Iterator[tuple[Image.Image, str]]:
+def samples(store: Store, shard: str, unsafe: Unsafe | None = None) -> Iterator[tuple[Image.Image, str]]:
     """Small picture and caption of each sample that can be shown, read from the tar's beginning no further than is asked for."""
+    hidden = unsafe.keys(store, shard) if unsafe else set()
     with store.open(shard) as handle, tarfile.open(fileobj=handle, mode="r|") as tar:
         members: dict[str, bytes] = {}
         current = ""
         for info in tar:
             key, _, suffix = info.name.partition(".")
             if key != current and members:
-                yield from _sample(members)
+                yield from _sample(members, current in hidden)
                 members = {}
             current, file = key, tar.extractfile(info)
             members[suffix] = file.read() if file else b""
-        yield from _sample(members)
+        yield from _sample(members, current in hidden)
 
 
-def _sample(members: dict[str, bytes]) -> Iterator[tuple[Image.Image, str]]:
+def _sample(members: dict[str, bytes], hidden: bool) -> Iterator[tuple[Image.Image, str]]:
     pictures = sorted(suffix for suffix in members if suffix.rpartition(".")[2] in PICTURES)
     if pictures and (picture := small(members[pictures[len(pictures) // 2]])) is not None:  # of a clip the middle frame
-        yield picture, members.get("txt", b"").decode()
+        yield picture.filter(BLUR) if hidden else picture, members.get("txt", b"").decode()
 
 
 def small(body: bytes, side: int = SIDE) -> Image.Image | None:

@@ -16,10 +16,10 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from pipeline.errors import UserError
-from pipeline.stage import Column, Stage, Strict
+from pipeline.stage import Column, Stage, Strict, of_the_past
 from stages.lib import imagedecode, imagetype, phash
 from stages.lib.hamming import parse_hashes
 
@@ -33,8 +33,8 @@ class Options(Strict):
 
     sets: dict[str, str] = Field(min_length=1)
     """Name -> local path: a folder of images (subfolders included), of WebDataset tars, or of Parquet files with `phash` (and
-    `image_embedding`), such as the shards of a run over the evaluation set; or one such file. Images are hashed anew by every worker, some
-    5 ms each: make shards of a large set first."""
+    `image_embedding`), such as the shards of a run over the evaluation set; or one such file. Of shards whose Parquet has no `phash`, as
+    img2dataset's, the tars are read. Images are hashed anew by every worker, some 5 ms each: make shards of a large set first."""
     max_distance: int = Field(8, ge=0, le=20)
     """Bits of 64 that may differ. At 8, other sizes and encodings are found; from 10 on, pictures that only look alike."""
     min_similarity: float | None = Field(None, gt=0, le=1)
@@ -42,11 +42,11 @@ class Options(Strict):
     `scores.embeddings: true` before this stage, and sets in Parquet with embeddings of the same model."""
 
     @model_validator(mode="after")
-    def _there(self) -> Self:
+    def _there(self, info: ValidationInfo) -> Self:
         for name, path in self.sets.items():
             if "/" in name:
                 raise ValueError(f"sets.{name}: a set's name holds no /, which stands between it and an image's name")
-            if not Path(path).exists():
+            if not Path(path).exists() and not of_the_past(info):
                 raise ValueError(f"sets.{name}: there is no {path}")
         return self
 
@@ -105,11 +105,18 @@ class Decontaminate(Stage):
         match[near] = [known.names[place] for place in at[near].tolist()]
         table = table.append_column("eval_distance", pa.array(distance, pa.int32(), mask=~near))
         if known.embeddings is not None:
+            self._check_width(table["image_embedding"], known.embeddings.shape[1])
             cosine, at = likest(table["image_embedding"], known.embeddings)
             alike = cosine >= self.config.min_similarity
             match[alike & ~near] = [known.embedded[place] for place in at[alike & ~near].tolist()]
             table = table.append_column("eval_similarity", pa.array(cosine, pa.float32(), mask=~alike))
         return table.add_column(table.schema.get_field_index("eval_distance"), "eval_match", pa.array(match, pa.string()))
+
+    @staticmethod
+    def _check_width(lists: pa.ChunkedArray, width: int) -> None:
+        mine = next((len(one) for one in lists if one.is_valid), width)
+        if mine != width:
+            raise UserError(f"stages.decontaminate.sets: their embeddings have {width} values, those of this run {mine}; take one model")
 
 
 def nearest(texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,25 +165,45 @@ def read(sets: dict[str, str], embeddings: bool) -> Known:
                     valid = table["image_embedding"].is_valid().to_pylist()
                     embedded += [label for label, there in zip(labels, valid, strict=True) if there]
                 continue
-            for inner, body in _bodies(file, Path(path)):
-                if (found := _hash(body, f"{file}: {inner}")) is not None:
-                    names.append(f"{name}/{inner}")
-                    hashes.append(found)
+            try:
+                for inner, body in _bodies(file, Path(path)):
+                    if (found := _hash(body, f"{file}: {inner}")) is not None:
+                        names.append(f"{name}/{inner}")
+                        hashes.append(found)
+            except (OSError, tarfile.TarError) as err:
+                raise UserError(f"stages.decontaminate.sets.{name}: {file} cannot be read: {err}") from err
+    if embeddings and len(widths := {one.shape[1] for one in vectors}) != 1:
+        said = f"embeddings of {' and '.join(map(str, sorted(widths)))} values; make them by one model" if widths else "no embedding"
+        raise UserError(f"stages.decontaminate.sets: min_similarity is set, and they hold {said}")
     return Known(names, parse_hashes(pa.array(hashes, pa.string())), embedded, np.concatenate(vectors) if vectors else None)
 
 
 def _files(path: Path) -> list[Path]:
-    """What a set's path holds: its Parquet files if there are any, else its tars, else its images."""
+    """What a set's path holds: its Parquet files if there are any, else its tars, else its images; for a Parquet file without hashes the
+    tar beside it."""
     if path.is_file():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.is_file())
     kinds = ({".parquet"}, {".tar"}, SUFFIXES)
-    return next((files for kind in kinds if (files := [file for file in found if file.suffix.lower() in kind])), [])
+    files = next((files for kind in kinds if (files := [file for file in found if file.suffix.lower() in kind])), [])
+    return [_hashed(file) if file.suffix.lower() == ".parquet" else file for file in files]
+
+
+def _hashed(file: Path) -> Path:
+    """A Parquet file, or where it has no hashes the tar beside it."""
+    tar = file.with_suffix(".tar")
+    try:
+        return tar if tar.is_file() and "phash" not in ds.dataset(file).schema.names else file
+    except (OSError, pa.ArrowException):
+        return file  # it is told when it is read
 
 
 def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]]:
     wanted = ["phash", *(["image_embedding"] if embeddings else [])]
-    data = ds.dataset(file)
+    try:
+        data = ds.dataset(file)
+    except (OSError, pa.ArrowException) as err:
+        raise UserError(f"stages.decontaminate.sets.{name}: {file} cannot be read: {err}") from err
     if lacking := [column for column in wanted if column not in data.schema.names]:
         raise UserError(
             f"stages.decontaminate.sets.{name}: {file} has no column {' and '.join(lacking)}; it has {', '.join(data.schema.names)}"

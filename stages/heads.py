@@ -15,10 +15,10 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from pipeline.errors import UserError
-from pipeline.stage import Column, Stage, Strict
+from pipeline.stage import Column, Stage, Strict, of_the_past
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".onnx")
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)")  # hf://OWNER/NAME@COMMIT/FILE
@@ -49,7 +49,7 @@ class Options(Strict):
     """The judges, by the name of the column that each adds."""
 
     @model_validator(mode="after")
-    def _names(self) -> Self:
+    def _names(self, info: ValidationInfo) -> Self:
         for name, head in self.heads.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"heads.{name}: a column's name has lower-case letters, digits and _ alone")
@@ -61,7 +61,7 @@ class Options(Strict):
                 raise ValueError(
                     f"heads.{name}.file: {head.file} is not of the form hf://OWNER/NAME@COMMIT/FILE, with a commit of 40 digits"
                 )
-            if "://" not in head.file and not Path(head.file).is_file():
+            if "://" not in head.file and not Path(head.file).is_file() and not of_the_past(info):
                 raise ValueError(f"heads.{name}.file: there is no {head.file}")
         return self
 

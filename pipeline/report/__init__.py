@@ -15,10 +15,11 @@ from pipeline.errors import UserError
 from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.report import card, concerns, marked, page, tables, whatif, work
+from pipeline.report import card, concerns, marked, page, parents, tables, whatif, work
 from pipeline.storage import Store
 
 FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
+PAGES = ("index.html", "README.md", "croissant.json")
 PAGE_ROWS = 100_000  # above, a run does not wait for the page: `shardmill report RUN` writes it
 
 
@@ -39,10 +40,13 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
         "near_duplicates": _near_duplicates(known),
         "session": _session(phases),
     }
-    report |= figures(known, con, balances[level], whole := report["rows_in"] <= PAGE_ROWS)
+    report |= figures(known, con, balances, whole := report["rows_in"] <= PAGE_ROWS)
     report["warnings"] = concerns.find(report)
     if whole:
         pages(known, con, report)
+    else:  # those of former shards would be taken for these ones'
+        for name in PAGES:
+            run.store.remove(f"report/{name}")
     report["files"] = run.store.names("report")
     run.store.write_json("report/report.json", report)
     return report
@@ -81,20 +85,22 @@ def remake(run: str) -> dict[str, Any]:
         known.view_known(con, "known", image_dedup=True)
         view_selected(known, con)
         report["shards_at"] = store.address(known.folder("shards"))  # the run may have been moved
-        report |= figures(known, con, Balance(**ledger[known.run.layout.level]), whole=True)
+        report |= figures(known, con, {level: Balance(**found) for level, found in ledger.items()}, whole=True)
         report["warnings"] = concerns.find(report)
         pages(known, con, report)
     store.write_json("report/report.json", report)
     return report
 
 
-def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, Any]:
+def figures(known: Known, con: Any, balances: dict[str, Balance], whole: bool) -> dict[str, Any]:
     """All that is counted over the rows; without `whole`, not what other thresholds would keep. Leaves the table `facts`."""
+    found = balances[known.run.layout.level]
     tables.make_facts(known, con)
     work.view(known.run.store, con)
-    scores = whatif.columns(known, con) if whole else []
+    scores = whatif.columns(known, con) if whole and whatif.possible(known) else []
     return {
         "funnel": tables.funnel(known, found.kept, found.dropped),
+        "expanded": parents.find(known, con, balances["rows"]) if known.run.layout.expand else {},
         "fetches": tables.fetches(con),
         "histograms": tables.histograms(con, tables.measures(known)),
         "categories": tables.categories(known, con),
@@ -106,7 +112,7 @@ def figures(known: Known, con: Any, found: Balance, whole: bool) -> dict[str, An
         "decontamination": marked.decontamination(known, con),
         "stages": work.stages(con),
         "throughput": work.throughput(con),
-        "what_if": [whatif.make(known, con, column, found.kept) for column in scores],
+        "what_if": [one for column in scores if (one := whatif.make(known, con, column, found.kept))["thresholds"]],
     }
 
 
@@ -181,17 +187,19 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     from rich.table import Table
 
     console = Console()
-    title = f"{report['run']}: {report['rows_in']:,} rows in"
-    table = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("fate")
-    table.add_column("rows", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("")
-    for fate, rows in [("kept", report["kept"]), *report["dropped"].items()]:
-        share = rows / max(1, report["rows_in"])
-        bar = "█" * max(1 if rows else 0, round(32 * share))
-        table.add_row(fate, f"{rows:,}", f"{share:.1%}", bar, style="green" if fate == "kept" else None)
-    console.print(table)
+    levels = [(f"{report['run']}: {report['rows_in']:,} rows in", "kept", report)]
+    if "parents" in report:  # `kept` of the input's rows are those that others were made of
+        levels = [(f"{report['run']}: {report['parents']['rows_in']:,} rows in", "expanded", report["parents"])]
+        levels.append((f"\n{report['rows_in']:,} rows made of them", "kept", report))
+    for title, name, level in levels:
+        table = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+        for column in ("fate", "rows", "share", ""):
+            table.add_column(column, justify="right" if column in {"rows", "share"} else "left")
+        for fate, rows in [(name, level["kept"]), *level["dropped"].items()]:
+            share = rows / max(1, level["rows_in"])
+            bar = "█" * max(1 if rows else 0, round(32 * share))
+            table.add_row(fate, f"{rows:,}", f"{share:.1%}", bar, style="green" if fate == name else None)
+        console.print(table)
     shards = report["shards"]
     made = f"{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB"
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)

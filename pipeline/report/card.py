@@ -18,6 +18,8 @@ from stages.shards.listing import NOT_LISTED, OFTEN_UNKNOWN
 
 SIZES = [(10**n, name) for n, name in zip(range(3, 13), ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M",
          "100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T"), strict=True)]  # fmt: skip
+PAIRS = ("image-text pairs", ["image-to-text", "text-to-image", "zero-shot-image-classification"], "image-text-pairs")
+CLIPS = ("clips of videos with their texts", ["video-text-to-text", "text-to-video"], "video-text-pairs")
 LANGUAGES = 0.01  # of the kept rows with a language, from which it is named
 MOST_FILES = 10_000  # of croissant.json: beyond, the reader would take minutes for the list alone
 ALWAYS = {"key": "the sample's name in its shard", "url": "where the image came from", "caption": "the cleaned caption"}
@@ -40,20 +42,27 @@ def readme(known: Known, report: dict[str, Any], about: dict[str, str], template
     languages = report["categories"].get("language", [])
     spoken = sum(line["kept"] for line in languages)
     named = [line["value"] for line in languages if line["value"] and line["kept"] >= LANGUAGES * max(spoken, 1) and line["kept"]]
+    what, tasks, tag = _kind(known)
     header = {
         "pretty_name": report["run"],
         "license": "other",
         "license_name": "unknown" if "licence" not in about else "as-stated",
         **({"language": named} if named else {}),
-        "task_categories": ["image-to-text", "text-to-image", "zero-shot-image-classification"],
+        "task_categories": tasks,
         "size_categories": [next((name for least, name in SIZES if report["kept"] < least), "n>1T")],
-        "tags": ["webdataset", "image-text-pairs", "shardmill"],
+        "tags": ["webdataset", tag, "shardmill"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": f"shards/{known.keys['shards']}/*.tar"}]}],
     }
     fields = [(name, _word(kind), meaning) for name, (kind, meaning) in _fields(known).items()]
     rules = [(one["fate"], one["rows"], one["meaning"]) for one in report["funnel"]]
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    return str(template.render(header=text, report=report, about=about, fields=fields, rules=rules, key=known.keys["shards"]))
+    values = {"fields": fields, "rules": rules, "key": known.keys["shards"], "what": what, "media": known.run.layout.media}
+    return str(template.render(header=text, report=report, about=about, **values))
+
+
+def _kind(known: Known) -> tuple[str, list[str], str]:
+    """What a sample is, in words, in the Hub's names of tasks, and as a tag."""
+    return PAIRS if "image" in known.run.layout.media else CLIPS
 
 
 def _fields(known: Known) -> dict[str, tuple[pa.DataType, str]]:
@@ -78,8 +87,8 @@ def croissant(known: Known, report: dict[str, Any], about: dict[str, str], manif
     key = known.keys["shards"]
     context = json.loads(resources.files("pipeline.report").joinpath("assets", "croissant_context.json").read_text(encoding="utf-8"))
     tars = [_tar(key, shard) for shard in manifest["shards"]]
-    images: Any = next((entry.stage.config for entry in known.run.layout.pool if entry.name == "images"), None)
-    suffix = getattr(images, "format", "jpg")
+    pictures_of: Any = next(entry.stage.config for entry in known.run.layout.pool if entry.name in ("images", "frames"))
+    suffix = pictures_of.format
     # A folder that holds many Parquet files is read by mlcroissant as a clone of a repository alone, which is what the Hub makes of it.
     folder = {"@type": "cr:FileObject", "@id": "run", "name": "run", "contentUrl": "..", "encodingFormat": "git+https"}
     folder["sha256"] = hashlib.sha256(known.run.store.read("shards/manifest.json")).hexdigest()  # which holds every tar's
@@ -89,7 +98,7 @@ def croissant(known: Known, report: dict[str, Any], about: dict[str, str], manif
     return {
         **context,
         "name": report["run"],
-        "description": f"{report['kept']} image-text pairs of {report['rows_in']} rows. Scored by: {report['scorer'] or 'nothing'}.",
+        "description": f"{report['kept']} {_kind(known)[0]} of {report['rows_in']} rows. Scored by: {report['scorer'] or 'nothing'}.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "url": about.get("source") or about.get("url") or report["shards_at"],
         "license": licence,
@@ -128,11 +137,12 @@ def _files(name: str, pattern: str, kind: str, inside: list[dict[str, Any]]) -> 
 
 
 def _records(known: Known) -> list[dict[str, Any]]:
-    """Record sets: `rows`, every line of the shards' Parquet (dropped rows too, their key null), and `samples`: images by key."""
+    """Record sets: `rows`, every line of the shards' Parquet (dropped rows too, their key null), and `samples`: images by key, of a clip
+    each of its frames."""
     names = {name: (_schema_type(kind), meaning) for name, (kind, meaning) in _fields(known).items()}
     names |= {"fate": ("sc:Text", "kept, or stage:reason")}
     rows = [_field("rows", name, *words, {"fileSet": {"@id": "listings"}, "extract": {"column": name}}) for name, words in names.items()]
-    stem = {"regex": r"^(?:.*/)?([^/.]+)(?:\.[^./]+)?$"}
+    stem = {"regex": r"^(?:.*/)?([^/.]+)(?:\.[^/]*)?$"}
     of_name = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "filename"}, "transform": stem}
     of_image = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}}
     key = {**_field("samples", "key", *names["key"], of_name), "references": {"field": {"@id": "rows/key"}}}

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline import views
 from pipeline.known import Known, columns_known
 from pipeline.stage import KEPT
 from pipeline.thumbnails import small
+from stages.selection.rules import NEAR_DUPLICATE
 
 EACH, MEMBERS, AROUND = 10, 6, 48
 PARTS = 20  # parts that examples are drawn from first
 SIDE, QUALITY = 120, 72  # of a picture in the page: pixels, JPEG's
 MOST_BYTES = 2_500_000  # of all pictures together: the page stays below 5 MB
+FALLEN = {f"selection:{name}" for name in NEAR_DUPLICATE}
+BETTER = r", row (\d+) is the better one$"  # in the ledger's words
 CHARS = 400  # of a shown text
-SHOWN = ("uid", "url", "source_caption", "caption", "similarity", "language", "original_width", "original_height", "original_format",
-         "http_status", "fetched_bytes", "claimed_punsafe", "claimed_nsfw", "phash")  # fmt: skip
+SHOWN = ("uid", "url", "stored_at", "source_caption", "caption", "similarity", "language", "original_width", "original_height", "original_format",
+         "http_status", "fetched_bytes", "phash")  # fmt: skip
 
 
 def of_fates(con: Any, seed: int) -> list[int]:
@@ -41,18 +47,12 @@ def of_clusters(con: Any, column: str, names: list[str]) -> dict[str, list[int]]
     return dict(con.execute(sql).fetchall())
 
 
-def of_fallen(con: Any, kept: dict[int, str]) -> dict[int, int]:
-    """Near-duplicate row -> the row that stayed in its stead, for the shown rows whose fate is given."""
-    out: dict[int, int] = {}
-    for fate, column in (("selection:near_duplicate_caption", "cluster"), ("selection:near_duplicate_image", "image_cluster")):
-        rows = ", ".join(str(row) for row, one in kept.items() if one == fate)
-        if rows:
-            better = (
-                f"SELECT {column} AS name, min(row) AS row FROM facts WHERE {column} IS NOT NULL AND final = '{KEPT}' GROUP BY {column}"
-            )
-            sql = f"SELECT f.row, b.row FROM facts f JOIN ({better}) b ON b.name = f.{column} WHERE f.row IN ({rows})"
-            out |= dict(con.execute(sql).fetchall())
-    return out
+def of_fallen(con: Any, fates: dict[int, str]) -> dict[int, int]:
+    """Near-duplicate row -> the better one that its ledger names, for the shown rows whose fate is given."""
+    fallen = ", ".join(str(row) for row, fate in fates.items() if fate in FALLEN) or "NULL"
+    better = f"CAST(nullif(regexp_extract(said, {views.quote(BETTER)}, 1), '') AS BIGINT)"
+    sql = f"SELECT row, better FROM (SELECT row, {better} AS better FROM facts WHERE row IN ({fallen})) WHERE better IS NOT NULL"
+    return dict(con.execute(sql).fetchall())
 
 
 def around(con: Any, column: str) -> list[int]:
@@ -64,25 +64,43 @@ def around(con: Any, column: str) -> list[int]:
     return [row for (row,) in con.execute(sql).fetchall()]
 
 
+def unsafe_sql(known: Known, table: str) -> str:
+    """SQL of whether a row's picture is blurred: what `report.unsafe_by` names is at least `report.unsafe`, or its tag is NSFW."""
+    there, wanted = columns_known(known.run), known.run.config.report
+    scores = [
+        name for name in wanted.unsafe_by if name in there and not (pa.types.is_nested(there[name]) or pa.types.is_string(there[name]))
+    ]
+    tests = [f'coalesce({table}."{name}" >= {wanted.unsafe!r}, false)' for name in scores]
+    if "claimed_nsfw" in there:
+        tests.append(f"coalesce({table}.claimed_nsfw = 'NSFW', false)")
+    return f"({' OR '.join(tests) or 'false'})"
+
+
 def told(known: Known, con: Any, rows: list[int], pictures: bool, scores: list[str]) -> dict[int, dict[str, Any]]:
-    """What the page shows of each row, `scores` among it. Above report.unsafe a picture is `unsafe`."""
-    there, unsafe = columns_known(known.run), known.run.config.report.unsafe
+    """What the page shows of each row, `scores` among it; `unsafe` where its picture is to be blurred."""
+    there = columns_known(known.run)
     names = [name for name in dict.fromkeys((*SHOWN, *scores)) if name in there]
     listed = ", ".join([f'k."{name}"' for name in names])
     wanted = ", ".join(map(str, sorted(set(rows)))) or "NULL"
-    columns = f"k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail"
+    columns = f"k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail, {unsafe_sql(known, 'k')} AS unsafe"
     sql = f"SELECT {columns} FROM known k JOIN facts f ON f.row = k.row WHERE k.row IN ({wanted})"
     found = {line["row"]: line for line in con.sql(sql).to_arrow_table().to_pylist()}
     for line in found.values():
-        line["unsafe"] = (line.get("claimed_punsafe") or 0) >= unsafe or line.get("claimed_nsfw") == "NSFW"
-        for name in ("url", "source_caption", "caption", "detail"):
+        for name in ("url", "stored_at", "source_caption", "caption", "detail"):
             if line.get(name) and len(line[name]) > CHARS:
                 line[name] = line[name][:CHARS] + " …"
-    asked = {found[row]["fetch_id"]: None for row in rows if row in found and found[row]["fetch_id"]}  # in order of importance
-    images = _pictures(known, con, list(asked)) if pictures else {}
+    asked = Counter(found[row]["fetch_id"] for row in rows if row in found and found[row]["fetch_id"])  # in order of importance
+    images = _pictures(known, con, asked) if pictures else {}
     for line in found.values():
         line["picture"] = images.get(line["fetch_id"])
     return found
+
+
+def picture_sql(columns: list[str]) -> str | None:
+    """SQL of a row's picture in a file of the pool that has these columns: the image, or of a clip the middle frame. None: it has none."""
+    if "image" in columns:
+        return "image"
+    return "frames[len(frames) // 2 + 1]" if "frames" in columns else None
 
 
 def of_evaluation(known: Known, labels: set[str]) -> dict[str, str]:
@@ -94,26 +112,30 @@ def of_evaluation(known: Known, labels: set[str]) -> dict[str, str]:
     return {label: url for label, url in made.items() if url is not None}
 
 
-def _pictures(known: Known, con: Any, fetches: list[str]) -> dict[str, str]:
-    """fetch_id -> a small JPEG as a data URL, until they fill MOST_BYTES. Only the files that hold them are opened."""
+def _pictures(known: Known, con: Any, fetches: Counter[str]) -> dict[str, str]:
+    """fetch_id -> a small JPEG as a data URL, until they fill MOST_BYTES, each as often as it is shown (`fetches`). Only the files that
+    hold them are opened."""
     listed = ", ".join(map(views.quote, fetches)) or "NULL"
     where: dict[str, list[str]] = {}
     for fetch, address in con.execute(f"SELECT fetch_id, filename FROM pool WHERE fetch_id IN ({listed})").fetchall():
         where.setdefault(address, []).append(fetch)
     made: dict[str, str] = {}
     for address, held in sorted(where.items()):
-        if "image" not in known.run.store.columns(known.run.store.relative(address)):
+        picture = picture_sql(known.run.store.columns(known.run.store.relative(address)))
+        if picture is None:
             continue  # pool.keep: false
         one = ", ".join(map(views.quote, held))
-        sql = f"SELECT fetch_id, image FROM read_parquet({views.quote(address)}) WHERE fetch_id IN ({one}) AND image IS NOT NULL"
+        sql = (
+            f"SELECT fetch_id, {picture} AS image FROM read_parquet({views.quote(address)}) WHERE fetch_id IN ({one}) AND image IS NOT NULL"
+        )
         for batch in views.batches(con, sql, 64):
             for fetch, body in zip(batch["fetch_id"].to_pylist(), batch["image"], strict=True):
                 if (data := _data_url(body.as_py())) is not None:
                     made[fetch] = data
     out, size = {}, 0
-    for fetch in fetches:
-        if fetch in made and size + len(made[fetch]) <= MOST_BYTES:
-            out[fetch], size = made[fetch], size + len(made[fetch])
+    for fetch, times in fetches.items():
+        if fetch in made and size + times * len(made[fetch]) <= MOST_BYTES:
+            out[fetch], size = made[fetch], size + times * len(made[fetch])
     return out
 
 

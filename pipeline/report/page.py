@@ -14,11 +14,11 @@ from importlib import resources
 from typing import Any
 
 from pipeline.known import Known
-from pipeline.report import examples
+from pipeline.report import examples, parents
 from pipeline.stage import KEPT
 
 PLOTS = "echarts.common.min.js"  # Apache ECharts 5.6.0 from npm, Apache-2.0; tests/pipeline/test_report_page.py holds its hash
-CHARTS = ("histograms", "categories", "what_if", "funnel", "concepts", "throughput")  # what the page's script draws
+CHARTS = ("histograms", "categories", "what_if", "funnel", "expanded", "concepts", "throughput")  # what the page's script draws
 
 
 def write(known: Known, con: Any, report: dict[str, Any]) -> int:
@@ -47,7 +47,8 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     by_fate: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_fate.setdefault(told[row]["fate"], []).append({**told[row], "better": told.get(better.get(row, -1))})
-    return {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated}
+    above = parents.shown(con, known.run.config.run.seed) if report["expanded"] else {}
+    return {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated, "parents": above}
 
 
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:

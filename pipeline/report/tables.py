@@ -38,7 +38,7 @@ def make_facts(known: Known, con: Any) -> None:
     caption = "k.caption" if "caption" in columns else "k.source_caption"
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE facts AS SELECT k.row, k.part, {listed}, k.fate, k.detail, s.fate AS final, s.detail AS said, "
-        f"hash({caption}) AS caption_hash, k.fetch_id, {_aspect(columns)} AS aspect, "
+        f"hash({caption}) AS caption_hash, k.fetch_id, {_aspect(columns)} AS aspect, {_lag(columns)}"
         f"lower(regexp_extract(k.url, '{views.HOST}', 1)) AS host, "
         "k.fetch_id IS NOT NULL AND NOT starts_with(k.fate, 'download:') AS fetched "
         "FROM known k JOIN selected s ON s.row = k.row"
@@ -57,11 +57,17 @@ def _aspect(columns: dict[str, pa.DataType]) -> str:
     return f"greatest({sides}) / nullif(CAST(least({sides}) AS DOUBLE), 0)"
 
 
+def _lag(columns: dict[str, pa.DataType]) -> str:
+    """SQL of how far the worst frame of a clip lies behind the time that was asked for, in seconds."""
+    return "list_max(k.frame_lags) AS frame_lag, " if "frame_lags" in columns else ""
+
+
 def measures(known: Known) -> list[str]:
-    """The numeric columns of a run, in the order of its stages, and `aspect`: what a distribution says something of."""
+    """The numeric columns of a run, in the order of its stages, `aspect` and `frame_lag`: what a distribution says something of."""
     columns = columns_known(known.run)
     found = [n for n, kind in columns.items() if _plain(kind) and not pa.types.is_boolean(kind) and n not in UNIQUE]
-    return [*found, *(["aspect"] if "original_width" in columns else [])]
+    made = {"aspect": "original_width", "frame_lag": "frame_lags"}
+    return [*found, *(name for name, source in made.items() if source in columns)]
 
 
 def histograms(con: Any, names: list[str]) -> dict[str, Any]:

@@ -18,13 +18,19 @@ from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
 from pipeline.report import examples
 from pipeline.stage import KEPT
-from stages.selection import passes
+from stages.selection import passes, subset
 from stages.selection.rules import Rule, Rules
 
 STEPS, RUNS = 100, 12  # thresholds of a slider: where one run of the selection gives them all, and where each needs its own
 COLUMNS = 4  # sliders
-NO_SCORES = {"eval_similarity"}  # floats by which nobody keeps the greatest
+NO_SCORES = {"eval_similarity"}  # floats by which nobody keeps anything
+LEAST_IS_BEST = {"claimed_punsafe", "claimed_pwatermark"}  # of what one keeps the smallest
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+def possible(known: Known) -> bool:
+    """Whether the selection can be run again: the files of uids that its rules name are still there."""
+    return all(subset.digest(rule.subset_file) for rule in selection_stage(known).rules if rule.subset_file is not None)
 
 
 def columns(known: Known, con: Any) -> list[str]:
@@ -37,58 +43,69 @@ def columns(known: Known, con: Any) -> list[str]:
 
 
 def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
-    """The slider of one column: thresholds as texts, and the rows kept with `column >= threshold`. Leaves the table `open_rows`.
+    """The slider of one column: thresholds as texts, and the rows kept with `column >= threshold`; `sign` is `<=` of what is better
+    the smaller it is. Leaves the table `open_rows`.
 
     `rows`: some rows at even places of the column's order. `now`: the place of the run's own threshold, None where no rule is one
     on this column alone.
     """
     rules = list(selection_stage(known).rules)
-    at = next((n for n, rule in enumerate(rules) if _threshold(rule, column) is not None), None)
+    sign = _sign(rules, column)
+    at = next((n for n, rule in enumerate(rules) if _threshold(rule, column, sign) is not None), None)
     free = [rule for n, rule in enumerate(rules) if n != at]
-    own = _threshold(rules[at], column) if at is not None else None
+    own = _threshold(rules[at], column, sign) if at is not None else None
     _select(known, con, free)
     con.execute(
         f'CREATE OR REPLACE TEMP TABLE open_rows AS SELECT f.row, f."{column}" FROM facts f JOIN temp.selected s ON s.row = f.row '
         f"WHERE s.fate = '{KEPT}'"
     )
-    once = _one_run_is_enough(known, con, column, [] if at is None else rules[at + 1 :])
+    once = _one_run_is_enough(known, con, column, sign, [] if at is None else rules[at + 1 :])
     thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
     if once:
-        counts = ", ".join(f'count(*) FILTER ("{column}" >= {text})' for text in thresholds)
+        counts = ", ".join(f'count(*) FILTER ("{column}" {sign} {text})' for text in thresholds)
         found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchall()[0]) if thresholds else []
     else:
-        found = [_kept_with(known, con, _placed(rules, at, column, text)) for text in thresholds]
+        found = [_kept_with(known, con, _placed(rules, at, f"{column} {sign} {text}", column)) for text in thresholds]
     con.execute("DROP TABLE IF EXISTS temp.selected")
     now = thresholds.index(own) if own in thresholds else None
     if now is not None and rules[at or 0].keep and found[now] != kept:
         now = None  # these shards were appended to: a run with the same rules makes others
     return {
         "column": column,
+        "sign": sign,
         "thresholds": thresholds,
         "kept": found,
         "now": now,
         "rows": examples.around(con, column),
         "kept_without": con.execute("SELECT count(*) FROM open_rows").fetchall()[0][0],
         "rule": rules[at].meaning if at is not None else None,
-        "command": _command(known, rules, at, column),
+        "command": _command(known, rules, at, f"{column} {sign} {{}}", column),
     }
 
 
-def _threshold(rule: Rule, column: str) -> str | None:
-    """The number of a rule that is `column >= number` and nothing else; "" of one that takes the best share by the column."""
+def _sign(rules: list[Rule], column: str) -> str:
+    """How a threshold on the column goes: as a rule that is one has it, else by what the column is."""
+    for sign in (">=", "<="):
+        if any(_threshold(rule, column, sign) is not None for rule in rules):
+            return sign
+    return "<=" if column in LEAST_IS_BEST else ">="
+
+
+def _threshold(rule: Rule, column: str, sign: str) -> str | None:
+    """The number of a rule that is `column >= number` (or `<=`) and nothing else; "" of one that takes the best share by the column."""
     if rule.top_fraction is not None:
-        return "" if rule.column == column else None
-    match = re.fullmatch(rf"\s*{re.escape(column)}\s*>=\s*({NUMBER})\s*", rule.keep or "", re.IGNORECASE)
+        return "" if rule.column == column and sign == ">=" else None
+    match = re.fullmatch(rf"\s*{re.escape(column)}\s*{sign}\s*({NUMBER})\s*", rule.keep or "", re.IGNORECASE)
     return match[1] if match else None
 
 
-def _one_run_is_enough(known: Known, con: Any, column: str, after: list[Rule]) -> bool:
+def _one_run_is_enough(known: Known, con: Any, column: str, sign: str, after: list[Rule]) -> bool:
     """Whether no later rule counts rows, and clusters keep their best by this very column (a NaN is its greatest, yet never the best)."""
     if any(rule.keep is None for rule in after):
         return False
     dedup: Any = known.run.layout.dedup
     there = columns_known(known.run)
-    if column != "similarity":
+    if column != "similarity" or sign != ">=":
         return not passes(there, dedup.stage.config.on if dedup else None)
     return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchall()[0][0]
 
@@ -105,10 +122,10 @@ def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]
     return [texts[value] for value in sorted(texts)]
 
 
-def _placed(rules: list[Rule], at: int | None, column: str, text: str) -> list[Rule]:
+def _placed(rules: list[Rule], at: int | None, keep: str, column: str) -> list[Rule]:
     """The rules with a threshold in the place of the one that is there, or last."""
     name = rules[at].name if at is not None else _free_name(rules, column)
-    rule = Rule(name=name, keep=f"{column} >= {text}")
+    rule = Rule(name=name, keep=keep)
     return [*rules, rule] if at is None else [*rules[:at], rule, *rules[at + 1 :]]
 
 
@@ -143,13 +160,13 @@ def _kept_with(known: Known, con: Any, rules: list[Rule]) -> int:
     return int(n)
 
 
-def _command(known: Known, rules: list[Rule], at: int | None, column: str) -> str:
+def _command(known: Known, rules: list[Rule], at: int | None, keep: str, column: str) -> str:
     """The command with `{}` for the threshold; the run's own --set options have to be added by whoever gave them."""
     if at is not None and rules[at].keep:
-        change = f"stages.selection.{rules[at].name}.keep={column} >= {{}}"
+        change = f"stages.selection.{rules[at].name}.keep={keep}"
     else:
         placed = [
-            rule.model_dump(exclude_none=True, exclude_unset=True, exclude={"subset_sha256"}) for rule in _placed(rules, at, column, "{}")
+            rule.model_dump(exclude_none=True, exclude_unset=True, exclude={"subset_sha256"}) for rule in _placed(rules, at, keep, column)
         ]
         change = "stages.selection=" + json.dumps(placed, ensure_ascii=False)
     return f"shardmill run {shlex.quote(known.run.where)} --set {shlex.quote(change)}"

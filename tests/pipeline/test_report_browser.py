@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.server import Server
@@ -116,12 +117,42 @@ def test_the_slider_says_what_the_report_says(shown: tuple[Path, Server, Path], 
             assert box.locator(".command").inner_text() == one["command"].replace("{}", one["thresholds"][place])
             scores = [float(text) for text in box.locator(".stay figure").evaluate_all("all => all.map(one => one.dataset.score)")]
             gone = [float(text) for text in box.locator(".go figure").evaluate_all("all => all.map(one => one.dataset.score)")]
-            assert all(score >= float(one["thresholds"][place]) for score in scores)
-            assert all(score < float(one["thresholds"][place]) for score in gone)
+            bound = float(np.float32(one["thresholds"][place]))
+            assert all(score <= bound if one["sign"] == "<=" else score >= bound for score in scores)
+            assert not any(score <= bound if one["sign"] == "<=" else score >= bound for score in gone)
             assert scores or gone
         slider.focus()
         page.keyboard.press("ArrowLeft")
         assert box.locator(".threshold").inner_text() == one["thresholds"][-2]
+
+
+@pytest.mark.ray
+def test_what_would_stay_and_go_is_what_is_counted(shown: tuple[Path, Server, Path], visit: Any) -> None:
+    """Where all rows pass, none would go, though a score of 32 bits is not the decimal that it is shown as."""
+    page = visit(shown[0] / "report" / "index.html")
+    told = json.loads((shown[0] / "report" / "report.json").read_text())["what_if"]
+    seen = 0
+    for at, one in enumerate(told):
+        box = page.locator(".slider").nth(at)
+        for place, kept in enumerate(one["kept"]):
+            if kept == one["kept_without"]:
+                box.locator("input").evaluate("(one, value) => { one.value = value; one.dispatchEvent(new Event('input')) }", place)
+                assert box.locator(".go figure").count() == 0, (one["column"], one["thresholds"][place])
+                seen += 1
+    assert seen
+
+
+@pytest.mark.ray
+def test_a_page_is_printed_in_light_colours(shown: tuple[Path, Server, Path], visit: Any) -> None:
+    page = visit(shown[0] / "report" / "index.html", scheme="dark")
+    ink = "shardmill.charts.map((one) => one.chart.getOption().xAxis[0].axisLabel.color)"
+    dark = set(page.evaluate(ink))
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert set(page.evaluate(ink)) == {"#5b636b"} != dark
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert set(page.evaluate(ink)) == dark
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 32, 36)"
 
 
 @pytest.mark.ray

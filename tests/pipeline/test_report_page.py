@@ -223,9 +223,9 @@ def test_only_a_bare_threshold_is_one() -> None:
     from stages.selection.rules import Rule
 
     keeps = {"similarity >= 0.28": "0.28", " Similarity>=-.5 ": "-.5", "similarity > 0.2": None, "similarity >= 0.2 OR width > 3": None}
-    assert {keep: whatif._threshold(Rule(name="a", keep=keep), "similarity") for keep in keeps} == keeps
-    assert whatif._threshold(Rule(name="a", top_fraction=0.3), "similarity") == ""
-    assert whatif._threshold(Rule(name="a", sample=3), "similarity") is None
+    assert {keep: whatif._threshold(Rule(name="a", keep=keep), "similarity", ">=") for keep in keeps} == keeps
+    assert whatif._threshold(Rule(name="a", top_fraction=0.3), "similarity", ">=") == ""
+    assert whatif._threshold(Rule(name="a", sample=3), "similarity", ">=") is None
 
 
 @pytest.mark.ray

@@ -20,7 +20,7 @@
       const image = element("img");
       image.alt = "Picture of row " + row.row;
       image.loading = "lazy";
-      if (row.claimed_nsfw === "NSFW" || row.claimed_punsafe >= 0.5) {
+      if (row.blurred) {
         const cover = element("button", undefined, "unsafe");
         cover.type = "button";
         cover.setAttribute("aria-label", "Show the picture of row " + row.row + ", which has a high unsafe score");

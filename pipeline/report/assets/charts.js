@@ -30,6 +30,9 @@ const shardmill = (() => {
   const again = () => charts.forEach(({ chart, place, make }) => { chart.resize(); chart.setOption(make(place.clientWidth), true); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   addEventListener("resize", again);
-  addEventListener("beforeprint", again);
+  // Paper is white, whatever the screen is; a canvas is no style that would follow by itself.
+  const printed = (now) => { document.documentElement.classList.toggle("printed", now); again(); };
+  addEventListener("beforeprint", () => printed(true));
+  addEventListener("afterprint", () => printed(false));
   return { data, charts, count, short, colour, draw, base };
 })();

@@ -4,14 +4,14 @@
 (() => {
   const { data, charts, count, short, colour, draw, base } = shardmill;
 
-  function funnel(width) {
-    const lines = data.funnel, total = lines.reduce((sum, one) => sum + one.rows, 0);
+  const funnel = (lines) => (width) => {
+    const total = lines.reduce((sum, one) => sum + one.rows, 0);
     let left = total;
     const before = lines.map((one) => one.fate === "kept" ? 0 : (left -= one.rows));
     const narrow = width < 600;
     return base({
       grid: { left: narrow ? 8 : 210, right: 48, top: 8, bottom: 28 },
-      xAxis: { type: "value", max: total, axisLabel: { formatter: (n) => n >= 1e6 ? n / 1e6 + "M" : n >= 1e4 ? n / 1e3 + "k" : String(n), hideOverlap: true } },
+      xAxis: { type: "value", max: total, minInterval: 1, axisLabel: { formatter: (n) => n >= 1e6 ? n / 1e6 + "M" : n >= 1e4 ? n / 1e3 + "k" : String(n), hideOverlap: true } },
       yAxis: { type: "category", inverse: true, data: lines.map((one) => one.fate), axisTick: { show: false }, axisLabel: { show: !narrow, width: 200, overflow: "truncate", interval: 0, fontSize: 11 } },
       tooltip: { ...base({ xAxis: {}, yAxis: {} }).tooltip, formatter: (found) => { const one = lines[found[0].dataIndex]; return one.fate + ": " + count(one.rows) + " rows" + (one.meaning ? "\n" + one.meaning : ""); } },
       series: [
@@ -20,7 +20,7 @@
           data: lines.map((one, at) => ({ value: one.rows, itemStyle: { color: colour(one.fate === "kept" ? "kept" : "drop") }, ...(narrow ? { label: { position: before[at] > total / 2 ? "left" : "right" } } : {}) })) },
       ],
     });
-  }
+  };
 
   function histogram(found) {
     return () => base({
@@ -86,14 +86,19 @@
     const near = [...box.querySelectorAll(".near figure")].filter((figure) => figure.dataset.score !== "");
     near.forEach((figure) => { figure.querySelector("b").textContent = Number(figure.dataset.score).toFixed(4); });
     const chart = () => charts.find((found) => found.place.id === "chart-what-if-" + box.dataset.at);
+    const change = one.column + " " + one.sign + " ", below = one.sign === "<=";
+    // A column of 32 bits is compared with a decimal in 32 bits, so that 0.7 is 0.7.
+    const single = near.every((figure) => Math.fround(figure.dataset.score) === Number(figure.dataset.score));
     function show() {
-      const text = one.thresholds[Number(input.value)], least = Number(text), kept = one.kept[Number(input.value)];
+      const text = one.thresholds[Number(input.value)], bound = single && !/e/.test(text) ? Math.fround(text) : Number(text), kept = one.kept[Number(input.value)];
       box.querySelector(".threshold").textContent = text;
       box.querySelector(".would").textContent = count(kept);
-      box.querySelector(".command").textContent = one.command.replace("{}", text);
+      box.querySelector(".command").textContent = one.command.replace(change + "{}", () => change + text);
       input.setAttribute("aria-valuetext", text + ", " + count(kept) + " rows kept");
-      const stay = near.filter((figure) => Number(figure.dataset.score) >= least).slice(0, 5);
-      const go = near.filter((figure) => Number(figure.dataset.score) < least).slice(-5).reverse();
+      const score = (figure) => Number(figure.dataset.score);
+      const lower = near.filter((figure) => below ? score(figure) <= bound : score(figure) < bound).slice(-5).reverse();
+      const upper = near.filter((figure) => below ? score(figure) > bound : score(figure) >= bound).slice(0, 5);
+      const [stay, go] = below ? [lower, upper] : [upper, lower];
       box.querySelector(".near").append(...near);
       box.querySelector(".stay").replaceChildren(...stay);
       box.querySelector(".go").replaceChildren(...go);
@@ -105,15 +110,24 @@
     show();
   }
 
-  const funnelPlace = document.getElementById("chart-funnel");
-  funnelPlace.style.height = 40 + data.funnel.length * 18 + "px";
-  draw("chart-funnel", funnel, (chart) => chart.getZr().on("click", (event) => {
-    const lines = document.getElementById("fate-" + Math.round(chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY)));
-    if (!lines) return;
-    lines.open = true;
-    lines.scrollIntoView({ block: "nearest" });
-    lines.querySelector("summary").focus({ preventScroll: true });
-  }));
+  // A waterfall, whose bars open the lists below it.
+  function waterfall(id, lines) {
+    const place = document.getElementById(id);
+    place.style.height = 40 + lines.length * 18 + "px";
+    draw(id, funnel(lines), (chart) => chart.getZr().on("click", (event) => {
+      const opened = document.getElementById(place.dataset.lines + "-" + Math.round(chart.convertFromPixel({ yAxisIndex: 0 }, event.offsetY)));
+      if (!opened) return;
+      opened.open = true;
+      opened.scrollIntoView({ block: "nearest" });
+      opened.querySelector("summary").focus({ preventScroll: true });
+    }));
+  }
+
+  if (data.expanded.funnel) {
+    waterfall("chart-expanded", data.expanded.funnel);
+    draw("chart-children", histogram(data.expanded.children));
+  }
+  waterfall("chart-funnel", data.funnel);
   document.querySelectorAll(".slider").forEach(slider);
   document.querySelectorAll('[id^="chart-histogram-"]').forEach((place) => draw(place.id, histogram(data.histograms[place.dataset.name])));
   document.querySelectorAll('[id^="chart-category-"]').forEach((place) => {

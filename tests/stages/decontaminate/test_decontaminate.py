@@ -108,3 +108,42 @@ def test_another_image_in_a_set_is_another_key(folder: Path) -> None:
     before = ingredients([entry("decontaminate", {"sets": {"x": str(folder)}})])
     (folder / "a.jpg").write_bytes(encoded(picture(9)))
     assert ingredients([entry("decontaminate", {"sets": {"x": str(folder)}})]) != before
+
+
+def embedding_set(path: Path, vectors: list[Any]) -> dict[str, str]:
+    names, hashes = [str(n) for n in range(len(vectors))], pa.nulls(len(vectors), pa.string())
+    pq.write_table(pa.table({"key": names, "phash": hashes, "image_embedding": pa.array(vectors, pa.list_(pa.float16()))}), path)
+    return {path.stem: str(path)}
+
+
+def test_embeddings_of_another_model_are_told_of_and_no_row_is_blamed(tmp_path: Path) -> None:
+    half = np.float16
+    sets = embedding_set(tmp_path / "a.parquet", [np.ones(8, half), None])
+    mine = pa.table({"phash": pa.nulls(2, pa.string()), "image_embedding": pa.array([None, np.ones(4, half)], pa.list_(pa.float16()))})
+    with pytest.raises(UserError, match="have 8 values, those of this run 4"):
+        pipeline.use("decontaminate", sets=sets, min_similarity=0.9)(mine)
+    more = embedding_set(tmp_path / "b.parquet", [np.ones(4, half)])
+    with pytest.raises(UserError, match="embeddings of 4 and 8 values"):
+        entry("decontaminate", {"sets": {**sets, **more}, "min_similarity": 0.9}).stage.open()
+    with pytest.raises(UserError, match="they hold no embedding"):
+        entry("decontaminate", {"sets": embedding_set(tmp_path / "c.parquet", [None, None]), "min_similarity": 0.9}).stage.open()
+
+
+def test_shards_whose_parquet_has_no_hashes_are_read_by_their_tars(tmp_path: Path) -> None:
+    """As img2dataset's and clip_benchmark's."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
+            body = encoded(picture(20 + shard))
+            info = tarfile.TarInfo(f"{shard:05d}0000.jpg")
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+        pq.write_table(pa.table({"key": [f"{shard:05d}0000"], "url": ["http://x.test/"]}), tmp_path / f"{shard:05d}.parquet")
+    found = marked({"s": str(tmp_path)}, hashes([encoded(picture(20)), encoded(picture(21)), encoded(picture(22))]))
+    assert [match for match, _ in found] == ["s/000000000.jpg", "s/000010000.jpg", None]
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.parquet"])
+def test_a_damaged_set_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"damaged" * 100)
+    with pytest.raises(UserError, match=rf"sets\.s: .*{name} cannot be read"):
+        entry("decontaminate", {"sets": {"s": str(tmp_path)}}).stage.open()
