@@ -186,6 +186,8 @@ def evaluate(scorer: scorers.Scorer, options: Options, given: Given | None = Non
         found |= _on_data(scorer, options, given, left_out)
     if options.judgements:
         found["judgements"] = _on_judgements(scorer, *options.judgements, options, given, left_out)
+    if not any(section in found for section in SHOWN):
+        raise UserError(f"eval: nothing could be measured: {'; '.join(f'{what}: {why}' for what, why in left_out.items())}")
     return {**found, "left_out": left_out}
 
 

@@ -339,6 +339,16 @@ def test_a_key_that_no_sample_has_is_refused_with_those_there_are(folder: Path, 
 
 
 @models.needs_clip
+def test_what_gives_no_figure_at_all_is_refused(folder: Path) -> None:
+    """Captions in the json alone, numbers as labels: before, an empty table and exit code 0."""
+    sample = {"png": jpeg((255, 0, 0)), "json": {"alt": "red"}, "cls": "0"}
+    tar(folder / "00000.tar", {"0": sample, "1": sample})
+    said = r"^eval: nothing could be measured: .*retrieval, pairs: 2 images with 0 captions .*--caption KEY.*zeroshot: .*--classes"
+    with pytest.raises(UserError, match=said):
+        pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),)))
+
+
+@models.needs_clip
 def test_judgements_are_read_before_any_image_and_before_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "wrong.csv").write_text("image,caption,score\na,b,1\n")
