@@ -14,8 +14,10 @@ from typing import Any
 
 from pipeline.config import RunConfig, validate
 from pipeline.errors import UserError
-from pipeline.stage import COMMON_REASONS, KEPT, Column, Stage
+from pipeline.stage import COMMON_REASONS, Column, Stage
 
+# What makes a stage add these columns.
+WANTED = {"video": "set stages.download.to: disk", "subtitle": "set stages.ingest.subtitles: true"}
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
     "subtitle_files": "stages.download.subtitles:SubtitleFiles",
@@ -124,5 +126,6 @@ def check_order(entries: list[Entry]) -> None:
     for e in entries:
         missing = [name for name in e.stage.reads if name not in known]
         if missing:
-            raise UserError(f"stages.{e.name}: reads {', '.join(missing)}, which no stage before it adds; fates start as {KEPT!r}")
+            hints = [f"; {WANTED[name]}" for name in WANTED if name in missing]
+            raise UserError(f"stages.{e.name}: reads {', '.join(missing)}, which no stage before it adds{''.join(hints)}")
         known.update(e.stage.adds)

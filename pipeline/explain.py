@@ -108,7 +108,7 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
     name, of = ("row", "") if r.get("parent") is None else ("child", f" of row {r['parent']}")
     steps = [
         (name, f"{r['row']}{of} (part {r['part']}), uid {r['uid']}"),
-        ("url", str(r["url"])),
+        ("url", str(r["url"])) if r["url"] is not None or not r.get("stored_at") else ("stored at", str(r["stored_at"])),
         ("caption", repr(r.get("source_caption"))),
     ]
     if r.get("start_s") is not None:

@@ -37,8 +37,8 @@ def pixels(frame: Any, turn: int, halved: int = 0, converter: Any = None) -> np.
     """(height, width, 3) uint8, upright, pixels as they are coded (see Geometry.size for the size to show them in).
 
     `halved`: each side is halved so often on the way from YUV to RGB, by FFmpeg's area filter. `converter`: an av VideoReformatter,
-    shared by the frames of a video, since setting one up costs as much as using it. Of an interlaced frame the first field alone is
-    taken, since the second is another moment.
+    shared by the frames of a video, since setting one up costs as much as using it. Of an interlaced frame the upper field alone is
+    taken, since the lower one is another moment.
     """
     convert = converter.reformat if converter is not None else type(frame).reformat
     if frame.interlaced_frame:

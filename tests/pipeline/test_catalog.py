@@ -136,3 +136,18 @@ def test_fates_are_the_stages_reasons_and_the_common_ones(own: Path) -> None:
         name, version, shape = "sink", 1, "sink"
 
     assert catalog.fates(Sink) == {}
+
+
+@pytest.mark.parametrize(
+    ("stages", "hint"),
+    [
+        ({"ingest": {}, "subtitles": {}}, r"stages\.subtitles: reads subtitle, .*set stages\.ingest\.subtitles: true"),
+        (
+            {"ingest": {"subtitles": True}, "subtitles": {}, "segments": {}, "download": {}, "frames": {}},
+            r"stages\.frames: .*download\.to: disk",
+        ),
+    ],
+)
+def test_a_column_that_an_option_brings_names_the_option(stages: dict[str, object], hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        catalog.check_order(catalog.resolve(run_config(stages)))

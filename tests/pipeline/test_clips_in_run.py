@@ -97,6 +97,7 @@ def test_a_videos_story_tells_its_seconds_and_its_clips(config: Path, capsys: py
     home = config.parent / "runs" / "test"
     (story,) = explain.stories(str(home), "row=0")
     assert (story["fate"], story["detail"]) == ("kept", "6.500 s of cues: kept 6.500")
+    assert dict(explain.tell(story))["stored at"] == str(config.parent / "a.mp4")
     first = dict(explain.tell(story["children"][0]))
     assert first["segment"] == "1.000 to 3.000 s of the video"
     assert first["frames"] == "2 of 128x96 h264 -> 96x96 jpg"
