@@ -282,6 +282,11 @@ def test_a_report_of_videos_tells_of_the_videos_too(films: Path, capsys: pytest.
     assert "`KEY.000.jpg`" in card
 
 
+def test_a_video_without_a_url_is_found_by_what_the_list_calls_it(films: Path) -> None:
+    for what, row in (("<b>a</b>", 0), ("c", 2), (str(films.parents[1] / "b.mp4"), 1)):
+        assert [story["row"] for story in explain.stories(str(films), what)] == [row]
+
+
 def test_clips_are_seen_by_their_middle_frame(films: Path) -> None:
     text = (films / "report" / "index.html").read_text(encoding="utf-8")
     kept = text[text.index('id="fate-0"') :]
