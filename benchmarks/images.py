@@ -128,10 +128,11 @@ def stored(out: Path) -> Iterator[tuple[int, Image.Image]]:
 
 
 def psnr(folder: Path, out: Path) -> tuple[float, int]:
-    """Mean PSNR in dB of JUDGED pictures against full decode, Pillow's antialiased bicubic and the same crop; how many differ in size."""
+    """Mean PSNR in dB of pictures 0 to JUDGED, of each program the same ones, against full decode, Pillow's antialiased bicubic and the
+    same crop; how many differ in size."""
     found, odd, seen = [], 0, set[int]()
     for at, image in stored(out):
-        if at in seen or len(seen) >= JUDGED:
+        if at in seen or at >= JUDGED:
             continue
         seen.add(at)
         wanted = ImageOps.fit(Image.open(folder / f"{at}.jpg").convert("RGB"), (224, 224), Image.Resampling.BICUBIC)

@@ -70,9 +70,16 @@ def run(
         raise UserError("eval: nothing to evaluate on; give --data, --judgements or both")
     where = out or _beside(model, options.storage_options)
     store, name = _writable(where, options.storage_options)
+    scorers.check_ready()
+    given = read(options)
     began = time.monotonic()
     scorer = scorers.load(model, pretrained, device or _device(), options.storage_options)
-    found = evaluate(scorer, options)
+    try:
+        found = evaluate(scorer, options, given)
+    except Exception as err:
+        if type(err).__name__ != "OutOfMemoryError":  # torch's, which a scorer need not have
+            raise
+        raise UserError(f"eval: --batch {options.batch}: {' '.join(str(err).split())[:200]}; lower it") from err
     found["seconds"] = round(time.monotonic() - began, 1)
     store.write_json(name, found)
     return {**found, "written": where}
@@ -101,6 +108,11 @@ def of_config(config: Path, overrides: list[str], options: Options) -> tuple[str
     wanted = train.resolve(config, overrides)[0]
     store, folder = Store(wanted.out or "", dict(wanted.storage_options)), "model_ema" if wanted.ema else "model"
     if not store.exists(f"{folder}/{checkpoint.WEIGHTS}"):
+        if wanted.ema and store.exists(f"model/{checkpoint.WEIGHTS}"):
+            raise UserError(
+                f"{config}: train.ema: {store.url} has a model and no moving average of it, as training without ema leaves it; "
+                "leave ema out to measure that model: --set train.ema=null"
+            )
         raise UserError(f"{config}: {store.url} has no {folder} yet; train it first: shardmill train {config}")
     options = replace(options, storage_options={**wanted.storage_options, **options.storage_options})
     if not options.data and options.judgements is None:
@@ -136,25 +148,55 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def evaluate(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
-    """All figures that the data and the model allow; `left_out` says which were not computed, and why."""
+@dataclass(frozen=True)
+class Given:
+    """What the options name, found and looked through before any work: data with what is known of it, judgements with their images."""
+
+    items: data.Shards | data.Table | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
+    templates: str | None = None  # the text of their file
+    judged: list[judgements.Judged] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # of the judged images, name -> address
+
+
+def read(options: Options) -> Given:
+    """Raises UserError for whatever of it is not there, or cannot be used."""
+    found, facts = items(options) if options.data else (None, {})
+    if isinstance(found, data.Shards):
+        data.check_names(found)
+    classes, templates = _named(options) if options.data else (None, None)
+    given = Given(found, facts, classes, templates)
+    if options.judgements is None:
+        return given
+    table, folder = options.judgements
+    judged = judgements.read(data.text_of(table, options.storage_options), table)
+    files = data.files_in(folder, options.storage_options)
+    if not any(one.image in files for one in judged):
+        raise UserError(f"{folder}: holds none of the images that {table} judges ({judged[0].image}, …)")
+    return replace(given, judged=judged, files=files)
+
+
+def evaluate(scorer: scorers.Scorer, options: Options, given: Given | None = None) -> dict[str, Any]:
+    """All figures that the data and the model allow; `left_out` says which were not computed, and why. `given`: what `read` gave."""
+    given = given or read(options)
     found: dict[str, Any] = {"model": scorer.about, "seed": options.seed}
-    if options.data:
-        found |= _on_data(scorer, options)
-    if options.judgements:
-        found["judgements"] = _on_judgements(scorer, *options.judgements, options)
-    return found
-
-
-def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
-    given, facts = items(options)
-    named = _named(options)
     left_out: dict[str, str] = {}
-    embedded = embed(scorer, _watched(given), options.batch, _captioner(scorer, options, left_out))
+    if options.data:
+        found |= _on_data(scorer, options, given, left_out)
+    if options.judgements:
+        found["judgements"] = _on_judgements(scorer, *options.judgements, options, given, left_out)
+    return {**found, "left_out": left_out}
+
+
+def _on_data(scorer: scorers.Scorer, options: Options, given: Given, left_out: dict[str, str]) -> dict[str, Any]:
+    facts = dict(given.facts)
+    embedded = embed(scorer, _watched(given.items or ()), options.batch, _captioner(scorer, options, left_out))
     facts |= {"images": len(embedded.image), "captions": len(embedded.text), "unusable": len(embedded.unusable)}
     facts["unusable_keys"] = embedded.unusable[:NAMED]
-    if isinstance(given, data.Shards):  # known only now that all were read
-        facts |= {"missing": given.samples.missing, "damaged_shards": dict(list(given.samples.damaged.items())[:NAMED])}
+    if isinstance(given.items, data.Shards):  # known only now that all were read
+        samples = given.items.samples
+        facts |= {"missing": samples.missing, "damaged_shards": dict(list(samples.damaged.items())[:NAMED])}
     if not len(embedded.image):
         raise UserError(f"eval: {', '.join(options.data)}: no image that can be decoded")
     found: dict[str, Any] = {"data": facts}
@@ -162,18 +204,18 @@ def _on_data(scorer: scorers.Scorer, options: Options) -> dict[str, Any]:
         found["retrieval"] = retrieval.recalls(retrieval.ranks(embedded.image, embedded.text, embedded.owner))
         found["pairs"] = pairs.figures(embedded.image, embedded.text, embedded.owner, options.seed)
     else:
-        left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions"
+        lacking = "" if len(embedded.text) else " (.txt, or --caption KEY of the json)"
+        left_out["retrieval, pairs"] = f"{len(embedded.image)} images with {len(embedded.text)} captions{lacking}"
     labels = [label for label in embedded.labels if label is not None]
     if not labels:
-        key = options.label_key
-        left_out["zeroshot"] = f"no sample has the label {key} (--label)" if key else "the data has no labels (.cls, or --label)"
+        left_out["zeroshot"] = "the data has no labels (.cls, or --label)"
     elif options.classes is None and all(label.isdecimal() for label in labels):
         left_out["zeroshot"] = "the data's labels are numbers; give the class names by --classes, one a line in that order"
     else:
-        found["zeroshot"] = _zeroshot(scorer, embedded, options, *named)
+        found["zeroshot"] = _zeroshot(scorer, embedded, options, given.classes, given.templates)
     if embedded.written and len(embedded.text):
         found["captioning"] = _captioning(embedded)
-    return {**found, "left_out": left_out}
+    return found
 
 
 def items(options: Options) -> tuple[data.Shards | data.Table, dict[str, Any]]:
@@ -212,6 +254,8 @@ def _named(options: Options) -> tuple[list[str] | None, str | None]:
     """The classes, and the text of the templates, where files name them. Raises UserError for what cannot be used."""
     classes = data.text_of(options.classes, options.storage_options) if options.classes else None
     listed = None if classes is None else [line.strip() for line in classes.splitlines() if line.strip()]
+    if listed is not None and not listed:
+        raise UserError(f"{options.classes}: holds no class names; give one a line")
     in_file = "/" in options.templates or Path(options.templates).is_file()
     lines = data.text_of(options.templates, options.storage_options) if in_file else None
     if options.templates != "openai":
@@ -238,15 +282,19 @@ def _captioning(embedded: Embedded) -> dict[str, Any]:
     return {**scores, "examples": [{"written": one, "given": references[at][0]} for one, at in zip(written[:5], having, strict=False)]}
 
 
-def _on_judgements(scorer: scorers.Scorer, table: str, folder: str, options: Options) -> dict[str, Any]:
-    judged = judgements.read(data.text_of(table, options.storage_options), table)
-    files = data.files_in(folder, options.storage_options)
+def _on_judgements(
+    scorer: scorers.Scorer, table: str, folder: str, options: Options, given: Given, left_out: dict[str, str]
+) -> dict[str, Any]:
+    judged, files = given.judged, given.files
     embedded = embed(scorer, _watched(judgements.items(judged, files, options.storage_options, options.prefix)), options.batch)
     usable, scores = judgements.scored(judged, files, embedded)
     if not usable:
-        raise UserError(f"{folder}: holds none of the images that {table} judges ({judged[0].image}, …)")
+        raise UserError(f"{folder}: none of the images that {table} judges can be decoded ({embedded.unusable[0]}, …)")
     facts = {"table": table, "images_in": folder, "prefix": options.prefix, "left_out": len(judged) - len(usable)}
-    return {**facts, **judgements.figures(usable, scores)}
+    found = judgements.figures(usable, scores)
+    if found["tau_c"] is None:
+        left_out["judgements tau_c"] = "all ratings, or all similarities, are alike: there is no order to agree with"
+    return {**facts, **found}
 
 
 def _watched(items: Iterable[Item]) -> Iterable[Item]:

@@ -116,6 +116,8 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
         ("url", str(r["url"])),
         ("caption", repr(r.get("source_caption"))),
     ]
+    if r.get("start_s") is not None:
+        steps.append(("segment", f"{r['start_s']:.3f} to {r['end_s']:.3f} s of the video"))
     if r.get("caption") is not None and r["caption"] != r.get("source_caption"):
         steps.append(("cleaned", repr(r["caption"])))
     if r.get("language"):
@@ -124,10 +126,13 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
         steps.append(("dedup", f"cluster {r['cluster']} of {r['cluster_size']} row{'s' if r['cluster_size'] != 1 else ''}"))
     if r.get("http_status") is not None:
         steps.append(("download", f"HTTP {r['http_status']}, {r.get('fetched_bytes') or 0:,} bytes, from {r.get('final_url') or r['url']}"))
+    if r.get("offset_s") is not None:
+        steps.append(("alignment", f"fits best at {r['offset_s']:+.1f} s ({r['alignability']:.4f}), shifted by {r['shift_s']:+.1f} s"))
     if r.get("width") is not None:
-        steps.append(
-            ("image", f"{r['original_width']}x{r['original_height']} {r['original_format']} -> {r['width']}x{r['height']} {r['format']}")
-        )
+        frames = r.get("frame_times")
+        what = r.get("original_format" if frames is None else "video_codec")
+        made = f"{r['original_width']}x{r['original_height']} {what} -> {r['width']}x{r['height']} {r['format']}"
+        steps.append(("image", made) if frames is None else ("frames", f"{len(frames)} of {made}"))
     if r.get("image_cluster"):
         steps.append(("image_dedup", f"cluster {r['image_cluster']} of {r['image_cluster_size']}"))
     if r.get("similarity") is not None:

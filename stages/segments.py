@@ -65,11 +65,11 @@ class Options(Strict):
 
 
 class Segments(Stage):
-    """One row a segment. A video without one is dropped for the reason that took most of its time; the detail holds its balance of
-    seconds."""
+    """One row a segment. A video without one is dropped for the reason that took most of its time. The detail of each video, kept or not,
+    holds its balance of seconds."""
 
     name = "segments"
-    version = 2
+    version = 3
     shape = "expand"
     reads = {
         "cues": Column(pa.list_(CUE), "timed texts in order"),
@@ -118,10 +118,10 @@ class Segments(Stage):
         )
 
     def _parents(self, table: pa.Table, reasons: list[str | None], details: list[str]) -> pa.Table:
-        table = table.select(["row", "fate", "detail"])
+        table = table.select(["row", "fate"]).append_column("detail", pa.array(details, pa.string()))
         for reason in dict.fromkeys(filter(None, reasons)):
             mask = pa.array([other == reason for other in reasons])
-            table = drop(table, mask, f"{self.name}:{reason}", pa.array(details, pa.string()))
+            table = drop(table, mask, f"{self.name}:{reason}", table["detail"])
         return table
 
 

@@ -25,8 +25,10 @@ MOST_BYTES = 2_500_000  # of all pictures together: the page stays below 5 MB
 FALLEN = {f"selection:{name}" for name in NEAR_DUPLICATE}
 BETTER = r", row (\d+) is the better one$"  # in the ledger's words
 CHARS = 400  # of a shown text
-SHOWN = ("uid", "url", "stored_at", "source_caption", "caption", "similarity", "language", "original_width", "original_height",
-         "original_format", "http_status", "fetched_bytes", "phash")  # fmt: skip
+SHOWN = (
+    "uid", "url", "stored_at", "source_caption", "caption", "similarity", "language",
+    "original_width", "original_height", "original_format", "http_status", "fetched_bytes", "phash",
+)  # fmt: skip
 
 
 def of_fates(con: Any, seed: int) -> list[int]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "alt", "title", "text")
+NAMED = 20  # keys of samples' json that a message names
 LABEL_COLUMNS = ("label", "class", "cls")
 
 
@@ -62,6 +63,28 @@ def of_shards(
 
     found = corpus.open_corpora(list(sources), storage_options or {}, key=key)
     return Shards(reading.Samples(found), fields)
+
+
+def check_names(shards: Shards) -> None:
+    """Raises UserError where no sample has what `fields` name. Reads as far as the first that has: to the end only where none does."""
+    from stages.train import reading
+
+    fields = shards.fields
+    wanted = {option: name for option, name in (("--caption", fields.caption), ("--label", fields.label)) if name is not None}
+    if not wanted:
+        return
+    there: set[str] = set()
+    for sample in reading.Samples(shards.samples.corpora):
+        item = of_sample(sample, fields)
+        has = {"--caption": bool(item.captions), "--label": item.label is not None}
+        wanted = {option: name for option, name in wanted.items() if not has[option]}
+        if not wanted:
+            return
+        there |= sample["json"].keys()
+    option, name = next(iter(wanted.items()))
+    known = sorted(there)
+    told = ", ".join(known[:NAMED]) + (f" and {len(known) - NAMED} more" if len(known) > NAMED else "")
+    raise UserError(f"eval: {option} {name}: no sample's json says anything there; its keys are {told or 'none'}")
 
 
 def of_sample(sample: dict[str, Any], fields: Fields) -> Item:

@@ -58,7 +58,7 @@ def embed(scorer: Scorer, items: Iterable[Item], batch: int, captioner: Captione
     all_ = _Gathered()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
         for group in _batched(items, batch):
-            _add_images(all_, scorer, captioner, _fresh(group, all_.seen), pool)
+            _add_images(all_, scorer, captioner, _fresh(group, all_.seen), pool, batch)
             for item in group:
                 at = all_.seen.get(item.identity)
                 if at is None:
@@ -71,14 +71,16 @@ def embed(scorer: Scorer, items: Iterable[Item], batch: int, captioner: Captione
     return Embedded(_joined(all_.vectors), _joined(text), owner, all_.captions, all_.labels, all_.written, all_.unusable)
 
 
-def _add_images(all_: _Gathered, scorer: Scorer, captioner: Captioner | None, fresh: list[Item], pool: ThreadPoolExecutor) -> None:
+def _add_images(
+    all_: _Gathered, scorer: Scorer, captioner: Captioner | None, fresh: list[Item], pool: ThreadPoolExecutor, batch: int
+) -> None:
     good = [(item, frames) for item, frames in zip(fresh, pool.map(_decoded, fresh), strict=True) if frames]
     if not good:
         return
     for item, _ in good:
         all_.seen[item.identity] = len(all_.labels)
         all_.labels.append(item.label)
-    all_.vectors.append(_of_images(scorer, [frames for _, frames in good]))
+    all_.vectors.append(_of_images(scorer, [frames for _, frames in good], batch))
     if captioner:
         all_.written += captioner([frames[0] for _, frames in good])
 
@@ -110,16 +112,17 @@ def _decoded(item: Item) -> list[Image.Image]:
         try:
             with Image.open(io.BytesIO(body)) as opened:
                 out.append(opened.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Exception:  # noqa: BLE001 - strangers' bytes: decoders raise errors of every kind (RuntimeError for a damaged AVIF)
             return []
     return out
 
 
-def _of_images(scorer: Scorer, images: list[list[Image.Image]]) -> np.ndarray:
-    """Normalised vectors, float32[n, d]; a clip's is the mean of its frames', as in training."""
-    flat = scorer.encode_image([frame for frames in images for frame in frames])
-    starts = np.cumsum([0, *(len(frames) for frames in images)])[:-1]
-    lengths = np.array([len(frames) for frames in images], np.float32)
+def _of_images(scorer: Scorer, images: list[list[Image.Image]], batch: int) -> np.ndarray:
+    """Normalised vectors, float32[n, d]; a clip's is the mean of its frames', as in training. `batch`: pictures or frames at once."""
+    frames = [frame for some in images for frame in some]
+    flat = np.concatenate([scorer.encode_image(frames[at : at + batch]) for at in range(0, len(frames), batch)])
+    starts = np.cumsum([0, *(len(some) for some in images)])[:-1]
+    lengths = np.array([len(some) for some in images], np.float32)
     return _normalised(np.add.reduceat(flat, starts, axis=0) / lengths[:, None])
 
 

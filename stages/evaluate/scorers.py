@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import ShardmillError, UserError
-from stages.lib import offline_scorer, torchvision_shim
+from stages.lib import hub, offline_scorer, torchvision_shim
 from stages.train.checkpoint import WEIGHTS
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and transform images
@@ -86,8 +86,7 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_
 
     Raises UserError for what is not there, or cannot be loaded.
     """
-    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
-        raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
+    check_ready()
     torchvision_shim.ensure()
     _check_device(device)
     if name == OFFLINE:
@@ -100,6 +99,12 @@ def load(name: str, pretrained: str | None = None, device: str = "cpu", storage_
             scorer.about = {**scorer.about, "weights": name}
             return scorer
         return _open_clip(name, folder, pretrained, device)
+
+
+def check_ready() -> None:
+    """Raises UserError where the extra is not installed."""
+    if importlib.util.find_spec("open_clip") is None or importlib.util.find_spec("torch") is None:
+        raise UserError('eval: needs the extra clip: make setup EXTRAS=clip, or pip install "shardmill[clip]"')
 
 
 def _check_device(device: str) -> None:
@@ -135,6 +140,8 @@ def _open_clip(name: str, folder: str | None, pretrained: str | None, device: st
     brings = full.startswith(SCHEMAS)
     if not brings:
         _check_weights(name, pretrained)
+    if away := hub.lacking(full):
+        raise UserError(f"eval: {away}")
     with models.hushed(), models.asked(f"eval: open_clip cannot load {name} ({'its own weights' if brings else pretrained})"):
         # weights_only: a checkpoint is a stranger's data and must not run code. require_pretrained: else a folder without gets random ones.
         model, _, transform = open_clip.create_model_and_transforms(

@@ -93,7 +93,7 @@ class Frames(Stage):
     """
 
     name = "frames"
-    version = 1
+    version = 2
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),

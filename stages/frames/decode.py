@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from stages.lib import containers
 
 GOES_ON = 64  # packets between two signs of life
-SKIPPED, BROKEN = "skipped", "broken"  # in place of frames
+SKIPPED, BROKEN, CUT = "skipped", "broken", "cut"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
 
 
@@ -98,8 +98,7 @@ class Video:
         """`goes_on` is called now and then while the file is read."""
         import av
 
-        self.goes_on = goes_on
-
+        self.path, self.goes_on = path, goes_on
         try:
             self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
@@ -112,7 +111,8 @@ class Video:
         self.converter: Any = av.video.reformatter.VideoReformatter()
         self.damaged = self.cut = False
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
-        self.last: int | None = None  # the latest pts that was read
+        self.read = 0  # packets
+        self.last: int | None = None  # until when (pts) the packets go that were read
 
     def _pick(self, max_pixels: int, threads: int) -> Any:
         import av
@@ -160,8 +160,8 @@ class Video:
         for frame in frames if pending else ():
             if frame is SKIPPED:
                 self.fed.clear()
-            if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
-                if before is not None and frame is BROKEN and (due := _until(pending, before.pts + (before.duration or 0))):
+            if isinstance(frame, str) or frame.is_corrupt:
+                if before is not None and frame is BROKEN and (due := _until(pending, self._at_gap(before, before.duration or 0))):
                     yield self._shown(due, before, start)
                 self.damaged = self.damaged or frame is not SKIPPED
                 before, why = None, "damaged"
@@ -191,9 +191,10 @@ class Video:
         for frame in self._frames(spans.seen, spans.wanted) if spans_s else ():
             if frame is SKIPPED:
                 self.fed.clear()
-            if frame is SKIPPED or frame is BROKEN or frame.is_corrupt:
-                if before is not None:
-                    yield from self._played(before, before.pts + self._ticks_of(before), spans, start)
+            if isinstance(frame, str) or frame.is_corrupt:
+                if before is not None:  # where the file is cut off nobody knows how long it would have stayed
+                    until = before.pts + 1 if frame is CUT else self._at_gap(before, self._ticks_of(before))
+                    yield from self._played(before, until, spans, start)
                 self.damaged = self.damaged or frame is not SKIPPED
                 before = None
             elif frame.pts is not None and (before is None or frame.pts > before.pts):
@@ -242,6 +243,11 @@ class Video:
     def _shown(self, due: list[int], frame: Any, start: Fraction) -> Shown:
         return Shown(due, frame, float((frame.pts - start) * self.stream.time_base))
 
+    def _at_gap(self, frame: Any, ticks: int) -> int:
+        """Until when (pts) a frame stays that a gap follows: its own duration, but not beyond a packet that was decoded for later."""
+        after = bisect_right(self.fed, frame.pts)
+        return int(min([frame.pts + ticks, *self.fed[after : after + 1]]))
+
     def _ticks_of(self, frame: Any) -> int:
         """How long the last frame stays: its own duration, else the stream's average, else a tick."""
         if frame.duration:
@@ -280,16 +286,23 @@ class Video:
             yield SKIPPED
         yield from self._decoded(held)
         if self._breaks_off():
-            yield BROKEN  # what is still in the decoder lacks the frames between: their packets would have come later
+            yield CUT  # what is still in the decoder lacks the frames between: their packets would have come later
         else:
             yield from self._decoded([None])
 
     def _breaks_off(self) -> bool:
-        """Reading ended by a fault, or a second and more before the end that the container claims."""
+        """Reading ended by a fault, or the file is shorter than its container says; where that says nothing, by a second and more."""
+        whole = containers.is_whole(self.path)
+        if self.cut or whole or (whole is False and not self._all_samples()):
+            return self.cut or not whole
         claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
-        if not claimed and self.container.duration:  # Matroska's is counted from 0 wherever the file begins
+        if not claimed and self.container.duration:
             claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
-        return self.cut or bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+        return bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+
+    def _all_samples(self) -> bool:
+        """As many were read as mp4's table has: then what lacks is of something else, or of a box that says too much."""
+        return bool(0 < self.stream.frames <= self.read)
 
     def _packets(self) -> Iterator[Any]:
         """All packets of the stream; where the file breaks off, those before."""
@@ -307,7 +320,9 @@ class Video:
             if packet is None:
                 return
             if packet.size:
-                self.last = packet.pts if self.last is None else max(self.last, packet.pts or 0)
+                self.read += 1
+                until = (packet.pts or 0) + (packet.duration or 0)
+                self.last = until if self.last is None else max(self.last, until)
                 yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:

@@ -93,7 +93,7 @@ class Images(Stage):
     """Checks, decodes, turns upright, resizes and encodes each picture once, and measures its perceptual hash."""
 
     name = "images"
-    version = 3
+    version = 4
     reads = {"body": Column(pa.large_binary(), "the bytes as they were downloaded", stored=False)}
     adds = {
         "image": Column(pa.large_binary(), "the picture as it goes into the shards"),
@@ -184,14 +184,18 @@ class Images(Stage):
         if self._resize is not None:
             self._by_img2dataset(self._resize(body, boxes), head, out)
             return
-        decoded = imagedecode.decode(head, stored.scaled if stored.shrinks and config.downscale == "area" else None)
-        self._measure(decoded, out)
+        averages = stored.shrinks and config.downscale == "area"
+        decoded = imagedecode.decode(head, stored.scaled if averages else None)
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
+        scaled = decoded.pixels
+        if plan.resizes:
+            scaled = imageresize.scale(scaled, plan.scaled, config.downscale if plan.shrinks else config.upscale)
+        self._measure(decoded, scaled if averages and min(plan.scaled) >= phash.ENOUGH else decoded.pixels, out)
         facts["width"], facts["height"] = plan.stored
         if config.blur_boxes != "found":
             boxes = imageblur.turned(boxes, decoded.orientation)
         untouched = decoded.plain and not plan.resizes and not boxes and kind == KINDS[config.format]
-        facts["image"] = body if config.skip_reencode and untouched else self._stored(decoded, plan, boxes)
+        facts["image"] = body if config.skip_reencode and untouched else self._stored(scaled, plan, boxes)
 
     def _kind(self, body: bytes, facts: dict[str, Any]) -> str:
         config = self.config
@@ -238,22 +242,19 @@ class Images(Stage):
         facts = out.facts
         facts["width"], facts["height"], facts["image"] = made.width, made.height, made.image
         orientation, tags = imagedecode.exif(head)
-        self._measure(Decoded(made.pixels, made.original_width, made.original_height, orientation, tags, plain=False), out)
+        decoded = Decoded(made.pixels, made.original_width, made.original_height, orientation, tags, plain=False)
+        self._measure(decoded, decoded.pixels, out)
 
-    def _measure(self, decoded: Decoded, out: Found) -> None:
+    def _measure(self, decoded: Decoded, hashed: np.ndarray, out: Found) -> None:
         facts = out.facts
         facts["original_width"], facts["original_height"] = decoded.width, decoded.height
         facts["exif"] = decoded.exif if self.config.exif else None
         facts["exif_orientation"] = decoded.orientation
-        out.grey = phash.luminance(decoded.pixels)
+        out.grey = phash.luminance(hashed)
 
-    def _stored(self, decoded: Decoded, plan: Plan, boxes: list[imageblur.Box]) -> bytes:
-        config = self.config
-        pixels = decoded.pixels
-        if plan.resizes:
-            pixels = imageresize.scale(pixels, plan.scaled, config.downscale if plan.shrinks else config.upscale)
-        pixels = imageblur.blur(pixels, boxes)
-        return imageencode.encode(imageresize.fit(pixels, plan.stored), config.format, config.quality)
+    def _stored(self, scaled: np.ndarray, plan: Plan, boxes: list[imageblur.Box]) -> bytes:
+        pixels = imageresize.fit(imageblur.blur(scaled, boxes), plan.stored)
+        return imageencode.encode(pixels, self.config.format, self.config.quality)
 
 
 def _hash(found: list[Found]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
 
 # What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
+
+_EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
 def open_file(path: str) -> Any:
@@ -22,6 +26,50 @@ def only(container: Any, streams: list[Any]) -> None:
     for stream in container.streams:
         if stream not in streams:
             stream.discard = av.stream.Discard.all
+
+
+def is_whole(path: str) -> bool | None:
+    """Whether a file is as long as its own boxes (mp4, mov) or segment (Matroska, WebM) say; None where nothing says it."""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            end = _segment_end(file) if file.read(4) == _EBML else _boxes_end(file, size)
+    except OSError:
+        return None
+    return None if end is None else end <= size
+
+
+def _boxes_end(file: BinaryIO, size: int) -> int | None:
+    """Where the last box of the file ends; one of length 0 goes to the end of the file."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        length, kind = int.from_bytes((head := file.read(16))[:4], "big"), head[4:8]
+        length = int.from_bytes(head[8:], "big") if length == 1 else length or size - at
+        if not (kind.isalnum() and kind.isascii()) or length < 8:
+            return None
+        at += length
+    return at
+
+
+def _segment_end(file: BinaryIO) -> int | None:
+    """Where the segment ends that follows the header; live streams leave that open."""
+    file.seek((_vint(file) or 0), os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return None
+    length = _vint(file)
+    return None if length is None else file.tell() + length
+
+
+def _vint(file: BinaryIO) -> int | None:
+    """EBML's number of 1 to 8 bytes; None where all of its bits are set: unknown."""
+    first = int.from_bytes(file.read(1), "big")
+    more = 8 - first.bit_length()
+    if not 0 <= more <= 7:
+        return None
+    value = int.from_bytes(bytes([first & (0x7F >> more)]) + file.read(more), "big")
+    return None if value == (1 << 7 * (more + 1)) - 1 else value
 
 
 def words(err: BaseException) -> str:

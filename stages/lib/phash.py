@@ -2,7 +2,7 @@
 
 The hash is `imagehash.phash(hash_size=8, highfreq_factor=4)` of ImageHash 4.3: luminance, 32 x 32 by LANCZOS, DCT-II over columns then
 rows, the 8 x 8 lowest frequencies with the constant one, bit = value > median, rows first, most significant bit first. The picture is
-reduced by whole factors before LANCZOS, so that at most a few bits differ from imagehash's.
+averaged before LANCZOS, so that a few bits may differ from imagehash's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from PIL import Image
 HELD = threading.local()
 HELD_BYTES = 4 << 20
 ALGORITHM = "imagehash.phash-8"
+ENOUGH = 96
+"""Pixels of the shorter side, three for each grey level: a picture averaged down to as much has the same hash, but for a few bits."""
 FLAT_DEVIATION = 2.0
 """Grey levels (0 to 255). Below it the bits are rounding and noise; docs/guide/images.md has the measurement."""
 

@@ -88,7 +88,7 @@ def cut(cues: Sequence[Cue], rules: Rules, exact_words: bool) -> Cut:
                 exact = group[0].start_known and group[-1].end_known
                 segments.append(Segment(group[0].start, _end(group), joined(group), exact, tuple(group)))
     else:
-        segments = list(_from_cues(speech, rules))
+        segments = list(_from_cues(speech, rules, lost))
     if not rules.keep_overlap:
         segments = _disjoint(segments, lost)
     return Cut(tuple(segments), tuple(lost), _account(cues, segments, lost))
@@ -196,14 +196,17 @@ def _words(group: Sequence[Token]) -> int:
 # A segment for each cue
 
 
-def _from_cues(cues: Sequence[Cue], rules: Rules) -> Iterator[Segment]:
+def _from_cues(cues: Sequence[Cue], rules: Rules, lost: list[Lost]) -> Iterator[Segment]:
     texts = [" ".join(cue.text.split()) for cue in cues]
+    counts = [len(text.split()) for text in texts]
     starts, ends = [ms(cue.start_s) for cue in cues], [ms(cue.end_s) for cue in cues]
     done: set[tuple[int, int]] = set()
     for n in range(len(cues)):
         if rules.method == "howto100m":
-            first, last = widened(starts, ends, [len(text.split()) for text in texts], n, rules)
-            if (first, last) not in done:
+            first, last = widened(starts, ends, counts, n, rules)
+            if last - first >= most_joined(rules):
+                lost.append(Lost(starts[n], ends[n], texts[n], "too_fast"))
+            elif (first, last) not in done:
                 done.add((first, last))
                 yield Segment(starts[first], ends[last], " ".join(texts[first : last + 1]), True)
         elif rules.method == "milnce":
@@ -218,10 +221,10 @@ def _from_cues(cues: Sequence[Cue], rules: Rules) -> Iterator[Segment]:
 
 def widened(starts: Sequence[int], ends: Sequence[int], words: Sequence[int], at: int, rules: Rules) -> tuple[int, int]:
     """HowTo100M: the caption `at` and neighbours on either side until it has min_words and min_ms, always the one that keeps the
-    span shorter."""
+    span shorter. It ends at `most_joined`, too."""
     first = last = at
     count = words[at]
-    while count < rules.min_words or ends[last] - starts[first] < rules.min_ms:
+    while last - first < most_joined(rules) and (count < rules.min_words or ends[last] - starts[first] < rules.min_ms):
         before, after = first > 0, last < len(starts) - 1
         if not before and not after:
             break
@@ -233,6 +236,11 @@ def widened(starts: Sequence[int], ends: Sequence[int], words: Sequence[int], at
         first, last = (first - 1, last) if before else (first, last + 1)
         count += words[first] if before else words[last]
     return first, last
+
+
+def most_joined(rules: Rules) -> int:
+    """How many captions are joined at most: ten a second, and one a word, would be more than anybody says."""
+    return 100 + rules.min_ms // 100 + rules.min_words
 
 
 def whole_seconds(start: int, end: int, least: int) -> tuple[int, int]:

@@ -10,17 +10,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 from stages.lib.subtitles.model import Cue
 
 _MUSIC = re.compile(r"[♪♫♬🎵🎶]")
 _ASIDE = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|\*[^*]*\*")
+_OPENS = re.compile(r"\[|\([♪♫♬🎵🎶]")  # what is never spoken; other round brackets may be part of a sentence
 _WORD = re.compile(r"\w")
 _PARTS = re.compile(r"[^\s。！？]+[。！？]*|[。！？]+")
-_SPEAKER = re.compile(r"(?:>>+|&gt;&gt;|[-–—](?=\s|\w))\s*")
+_SPEAKER = re.compile(r"(?:>>+|&gt;&gt;|[-–—](?=\s|[^\W\d]))\s*")  # before a digit it is a minus
 _END = re.compile(r"(?:[.!?…]|[。！？؟।])[\"'”’»)\]]*$")
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _ABBREVIATION = re.compile(r"(?:mr|mrs|ms|dr|prof|st|vs|etc|no|jr|sr|e\.g|i\.e|[a-z])\.$", re.I)
+start_of = attrgetter("start_s")
 Said = tuple[str, int, int, bool, bool]
 """Text, start and end in milliseconds, and whether the file gives either."""
 
@@ -55,19 +58,19 @@ def ms(seconds: float) -> int:
 
 
 def is_speech(text: str) -> bool:
-    """False for `[Music]`, `(applause)`, `♪ a song ♪`, `- -`: nothing spoken is left."""
-    return not _MUSIC.search(text) and bool(_WORD.search(_ASIDE.sub("", text)))
+    """False for `[Music]`, `(applause)`, `♪ a song ♪`, `- -`: nothing spoken is left. A sign of music that stands alone, in its line or
+    in brackets, says nothing of the words beside it."""
+    lines = _ASIDE.sub("", text).split("\n")
+    return any(map(_WORD.search, lines)) and not any(_MUSIC.search(line) and _WORD.search(line) for line in lines)
 
 
 def in_turn(cues: Sequence[Cue]) -> list[Cue]:
     """Cues of one start become one; each ends where the next begins at the latest."""
     merged: list[Cue] = []
-    for cue in sorted(cues, key=lambda cue: cue.start_s):
-        if merged and merged[-1].start_s == cue.start_s:
-            last = merged.pop()
-            merged.append(Cue(cue.start_s, max(last.end_s, cue.end_s), f"{last.text}\n{cue.text}"))
-        else:
-            merged.append(cue)
+    for start_s, group in groupby(sorted(cues, key=start_of), key=start_of):
+        first, *more = group
+        end_s = max(cue.end_s for cue in (first, *more))
+        merged.append(Cue(start_s, end_s, "\n".join(cue.text for cue in (first, *more))) if more else first)
     if not merged:
         return []
     nexts = [cue.start_s for cue in merged[1:]]
@@ -78,14 +81,19 @@ def tokens_of(cue: Cue, exact: bool) -> list[Token]:
     """The tokens of a cue, without asides in brackets and signs for speakers. `exact`: its words' times are to be trusted."""
     timed = _timed(cue, exact) or _shared_out(cue.text, ms(cue.start_s), ms(cue.end_s))
     out: list[Token] = []
-    speaker, inside = False, False
+    last_of = {bracket: max((n for n, said in enumerate(timed) if bracket in said[0]), default=-1) for bracket in "])"}
+    speaker, closes = False, ""  # `closes`: the bracket that ends the aside that is left out now
     for n, (said, start, end, start_known, end_known) in enumerate(timed):
         text = said
         first, last = n == 0, n == len(timed) - 1
-        inside = inside or (text.startswith("[") and any("]" in other[0] for other in timed[n:]))
-        if inside:
-            inside = "]" not in text
-            continue
+        if not closes and (opens := _OPENS.match(text)):
+            bracket = "]" if opens.group() == "[" else ")"
+            closes = bracket if last_of[bracket] >= n else ""
+        if closes:
+            _, found, text = text.partition(closes)
+            closes = "" if found else closes
+            if not _WORD.search(text):
+                continue
         if sign := _SPEAKER.match(text):
             speaker, text = True, text[sign.end() :]
         elif text in ("-", "–", "—", "--", "*"):
@@ -102,7 +110,7 @@ def tokens_of(cue: Cue, exact: bool) -> list[Token]:
 
 def _attach(out: list[Token], text: str) -> None:
     """Signs that stand alone belong to the word before them."""
-    if text and out:
+    if text and out and not _MUSIC.search(text):
         last = out[-1]
         out[-1] = Token(f"{last.text} {text}", last.start, last.end, last.start_known, last.end_known, last.speaker)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.lib import offline_scorer, torchvision_shim
+from stages.lib import hub, offline_scorer, torchvision_shim
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -131,6 +131,8 @@ class Towers:
         asked = choice.precision if choice.precision != "auto" else ("bf16" if self.device.type == "cuda" else "fp32")
         name = f"local-dir:{choice.model}" if Path(choice.model).is_dir() else choice.model
         weights = None if choice.brings_weights else choice.pretrained
+        if away := hub.lacking(name):
+            raise ModelError("model", away)
         options = {"precision": asked, "device": self.device, "require_pretrained": True}
         try:  # weights_only: a checkpoint is data of strangers and must not run code
             model = open_clip.create_model(name, weights, weights_only=True, **options)

@@ -11,6 +11,9 @@ import logging
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
@@ -71,13 +74,25 @@ def save(store: Store, state: dict[str, Any], step: int, keep: int) -> str:
     import torch
 
     path = f"{FOLDER}/step-{step:09d}.pt"
-    with store.atomic(path) as target:
-        torch.save({"format": FORMAT, **state}, target)
+    with store.atomic(path) as target, _writing(target) as handle:
+        torch.save({"format": FORMAT, **state}, handle)
     found = names(store)
     behind = found.index(path.rpartition("/")[2]) + 1
     for name in found[behind:] + found[: max(behind - keep, 0)]:
         store.remove(f"{FOLDER}/{name}")
     return path
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[BinaryIO]:
+    """A file to write to. Over a full disk's error torch's writer raises one of its own, of positions; here it is the disk's again."""
+    with target.open("wb") as handle:
+        try:
+            yield handle
+        except RuntimeError as err:
+            if isinstance(err.__context__, OSError):
+                raise err.__context__ from err
+            raise
 
 
 def names(store: Store) -> list[str]:
@@ -131,16 +146,14 @@ def export(store: Store, model: Model, weights: dict[str, Any], folder: str = "m
     `step`: after which they are so; the file tells. The offline scorer's lie beside a description of their own: `shardmill eval FOLDER`, or
     pretrained=FILE.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if model.description:
         store.write(f"{folder}/{model.described_in}", (json.dumps(model.description, indent=2) + "\n").encode())
-    with store.atomic(f"{folder}/{WEIGHTS}") as target:
-        target.touch()
-        mode = target.stat().st_mode
-        told = None if step is None else {"step": str(step)}  # one entry: safetensors writes several in any order
-        save_file({name: value.contiguous().clone() for name, value in weights.items()}, str(target), told)
-        target.chmod(mode)  # safetensors lets nobody but the owner read
+    told = None if step is None else {"step": str(step)}  # one entry: safetensors writes several in any order
+    body = save({name: value.contiguous().clone() for name, value in weights.items()}, told)
+    with store.atomic(f"{folder}/{WEIGHTS}") as target:  # safetensors' own writer lets nobody but the owner read, and hides a full disk
+        target.write_bytes(body)
     return store.address(folder)
 
 

@@ -40,6 +40,15 @@ class Model(Strict):
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Stochastic depth of a timm image tower; null leaves the model's own."""
 
+    @model_validator(mode="after")
+    def _locks(self) -> Model:
+        for part, kind in (("image", "groups"), ("text", "layers")):
+            if getattr(self, f"lock_{part}_unlocked_{kind}") and not getattr(self, f"lock_{part}"):
+                raise ValueError(
+                    f"lock_{part}_unlocked_{kind} leaves a part of a locked tower trainable; set lock_{part}: true, or leave it out"
+                )
+        return self
+
 
 class Source(Strict):
     """One corpus of the mixture."""
@@ -166,7 +175,7 @@ class Train(Strict):
     """For models whose towers are frozen up to a head: features of so many augmented views a sample are computed once; 0: off."""
     caption: str = "txt"
     """Which caption: the member `txt`, or the name of a key of the sample's json (a list of captions is drawn from by seed)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Decides about the order, augmentation, the first weights and dropout."""
     workers: int = Field(1, ge=1)
     """Processes that train together; more than one are started by Ray."""

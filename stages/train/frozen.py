@@ -132,7 +132,7 @@ def open_features(config: Train, model: Model, context: Any, corpora: Corpora, o
         one = Corpora((shards,), (options,), corpora.indices)
         place = store.sub(_key(config, model, one, prepare))
         with _autocast(config, context.device):
-            held.append(_Maker(place, model, one, prepare, config.frozen_features, context.rank, context.world).make())
+            held.append(_Maker(place, model, one, prepare, config.frozen_features, context).make())
     share = config.batch // context.world
     return Features(held, corpora, order, config.seed, slice(context.rank * share, (context.rank + 1) * share))
 
@@ -178,8 +178,9 @@ def _joined(held: list[Held]) -> Held:
 class _Maker:
     """Computes what is missing, part by part; rank r makes the parts r, r + world, …"""
 
-    def __init__(self, store: Store, model: Model, corpora: Corpora, prepare: Prepare, views: int, rank: int, world: int) -> None:
-        self.store, self.net, self.corpora, self.views, self.rank, self.world = store, model.net, corpora, views, rank, world
+    def __init__(self, store: Store, model: Model, corpora: Corpora, prepare: Prepare, views: int, context: Any) -> None:
+        self.store, self.net, self.corpora, self.views = store, model.net, corpora, views
+        self.rank, self.world, self.note = context.rank, context.world, context.note
         self.reader = Reader(corpora)
         self.prepare = replace(prepare, frames=0, seed=FEATURES_SEED)
         self.parts = Parts(self.reader, self.prepare)
@@ -199,7 +200,7 @@ class _Maker:
         for at, (name, job) in enumerate(jobs.items()):
             if at % self.world == self.rank and not self.store.exists(name):
                 _save(self.store, name, job())
-                log.info("train: features of frozen towers: part %d of %d, %.0f s", at + 1, len(jobs), time.monotonic() - began)
+                self.note(f"features of frozen towers: part {at + 1} of {len(jobs)}, {time.monotonic() - began:.0f} s")
         made = [self._awaited(name) for name in jobs]
         images, texts = made[: self.views * len(pieces)], made[self.views * len(pieces) :]
         undecodable = known["picture"][np.concatenate([one["bad"] for one in images])]

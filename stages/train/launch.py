@@ -11,7 +11,6 @@ import functools
 import logging
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from stages.lib.held_stderr import held_stderr
 from stages.train import loop, models
 from stages.train.config import Train
 from stages.train.metrics import Quiet
+from stages.train.stop import Signals
 
 log = logging.getLogger("shardmill")
 LOGGERS = ("shardmill", "stages")  # whose warnings come from the workers to the driver
@@ -64,8 +64,13 @@ def run(job: Job, show: Quiet, cluster: Cluster | None = None) -> loop.Outcome:
     cluster = cluster or Cluster()
     config = job.config
     by_ray = config.launch == "ray" or (config.launch == "auto" and (config.workers > 1 or cluster.address != "local"))
-    with _Signals() as signals:
-        outcome = _by_ray(job, show, cluster, signals) if by_ray else _here(job, show, signals)
+    with Signals() as signals:
+        try:
+            outcome = _by_ray(job, show, cluster, signals) if by_ray else _here(job, show, signals)
+        except (KeyboardInterrupt, SystemExit) as err:
+            if signals.name == "SIGTERM" or isinstance(err, SystemExit):  # Ray answers SIGTERM so while it starts
+                raise TransientError("train: stopped by SIGTERM before the first step; the same command goes on") from None
+            raise
     if outcome.state == loop.FAILED:
         raise UserError(outcome.error)
     if outcome.state == loop.STOPPED:
@@ -75,60 +80,46 @@ def run(job: Job, show: Quiet, cluster: Cluster | None = None) -> loop.Outcome:
     return outcome
 
 
-class _Signals:
-    """SIGINT and SIGTERM ask for a stop; a second SIGINT ends at once. Only where this is the main thread."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self.before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.take()
-        return self
-
-    def take(self) -> None:
-        """Takes the signals; again after Ray's start, which takes SIGTERM for itself."""
-        for number in self.before:
-            signal.signal(number, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-        log.info("train: %s: stopping after this step, with a checkpoint", self.name)
-
-
-def _here(job: Job, show: Quiet, signals: _Signals) -> loop.Outcome:
+def _here(job: Job, show: Quiet, signals: Signals) -> loop.Outcome:
     """One worker, this process."""
+
+    def begin(step: int, steps: int) -> None:
+        signals.begun = True
+        show.begin(step, steps)
+
     context = loop.Context(
         device="cuda" if job.config.gpus else "cpu",
-        begin=show.begin,
+        begin=begin,
         report=show.show,
+        note=show.note,
         stop=lambda: bool(signals.name),
         evaluate=job.evaluate,
         measured=job.measured,
     )
     _check_device(job.config)
-    with _alone() if job.config.strategy == "fsdp" else contextlib.nullcontext():
-        return loop.train(job.config, context, job.open_source)
+    with _alone(job.config) if job.config.strategy == "fsdp" else contextlib.nullcontext():
+        try:
+            return loop.train(job.config, context, job.open_source)
+        except RuntimeError as err:  # raised wherever this thread is, by torch's handler of a child's end
+            if not str(err).startswith("DataLoader worker"):
+                raise
+            raise TransientError(f"train: {err}; the system's log tells whether for want of memory; the same command goes on") from err
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(config: Train) -> Iterator[None]:
     """A process group of one, which FSDP wants."""
     import torch
 
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group(_backend(config), store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _backend(config: Train) -> str:
+    return "nccl" if config.gpus else "gloo"
 
 
 def _check_device(config: Train) -> None:
@@ -196,6 +187,7 @@ def _work(given: dict[str, Any]) -> dict[str, Any]:
         device=str(ray.train.torch.get_device()) if job.config.gpus else "cpu",
         begin=lambda step, steps: tell("begin", (step, steps)),
         report=functools.partial(tell, "line"),
+        note=functools.partial(tell, "note"),
         stop=_Asking(board),
         evaluate=job.evaluate,
         measured=job.measured,
@@ -244,7 +236,7 @@ class _Fit:
             self.error = err
 
 
-def _by_ray(job: Job, show: Quiet, cluster: Cluster, signals: _Signals) -> loop.Outcome:
+def _by_ray(job: Job, show: Quiet, cluster: Cluster, signals: Signals) -> loop.Outcome:
     """Workers of Ray Train."""
     import ray
 
@@ -272,7 +264,7 @@ def _by_ray(job: Job, show: Quiet, cluster: Cluster, signals: _Signals) -> loop.
             ray.shutdown()
 
 
-def _follow(fit: _Fit, board: Any, show: Quiet, signals: _Signals) -> str:
+def _follow(fit: _Fit, board: Any, show: Quiet, signals: Signals) -> str:
     """Shows what the workers tell until they end; returns the fault that one of them named, if any."""
     import ray
 
@@ -285,13 +277,15 @@ def _follow(fit: _Fit, board: Any, show: Quiet, signals: _Signals) -> str:
                 fault, fault_at = fault or value, fault_at or time.monotonic()
             elif what == "line":
                 show.show(value)
+            elif what == "note":
+                show.note(value)
             elif what == "log":
                 log.log(value[0], "%s", value[1])
             else:
                 if begun:
                     log.warning("train: a worker was lost; training goes on from step %d", value[0])
                 show.begin(*value)
-                begun = True
+                begun = signals.begun = True
         if ended or (fault and time.monotonic() - fault_at > FAULT_S):
             return fault
         if signals.name and not stop_at:
@@ -314,7 +308,7 @@ def _trainer(job: Job, board: Any, store: Store) -> Any:
     return TorchTrainer(
         _work,
         train_loop_config={"job": job, "board": board},
-        torch_config=TorchConfig(backend="nccl" if config.gpus else "gloo", timeout_s=int(GROUP_S)),
+        torch_config=TorchConfig(backend=_backend(config), timeout_s=int(GROUP_S)),
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=bool(config.gpus), resources_per_worker=need),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex[:8],

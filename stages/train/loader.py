@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ShardmillError, UserError
+from pipeline.errors import ShardmillError, TransientError, UserError
 from stages.train.corpus import Corpora
 from stages.train.order import Order
 from stages.train.prepare import Part, Parts, Prepare, with_frames
@@ -235,9 +235,8 @@ class _Stream:
                     raise fault
                 self._put(self._batch(found[0][0], [part for _, part in found]))
         except (ConnectionError, EOFError) as err:
-            self._put(
-                RuntimeError(f"a loader worker died ({type(err).__name__}: {err}); the system's log tells whether for want of memory")
-            )
+            said = f"a loader worker died ({type(err).__name__}: {err}); the system's log tells whether for want of memory"
+            self._put(TransientError(f"train: {said}; the same command goes on"))
         except BaseException as err:  # noqa: BLE001 - raised where the batch is asked for
             self._put(err)
 

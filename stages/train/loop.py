@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import ShardmillError, UserError
+from pipeline.errors import ShardmillError, TransientError, UserError
 from pipeline.storage import Store
 from stages.train import checkpoint, losses, models, optim
 from stages.train.config import Train, difference, resumable, shown
@@ -47,12 +47,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """Where a rank stands, and whom it talks to: all but the first three is called on rank 0 alone. `device`: a torch device's name."""
+    """Where a rank stands, and whom it talks to: all but `note` is called on rank 0 alone. `device`: a torch device's name."""
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
     begin: Callable[[int, int], None] = lambda _step, _steps: None
+    note: Callable[[str], None] = lambda _text: None  # what goes on before the first step
     report: Callable[[Line], None] = lambda _line: None
     stop: Callable[[], bool] = lambda: False
     evaluate: Callable[[str, int], None] | None = None  # folder of a model, epochs done; writes EVALS
@@ -81,14 +82,25 @@ class NotFiniteError(UserError):
 def train(config: Train, context: Context, open_source: Callable[[Train, models.Model, Context], Source]) -> Outcome:
     """Trains from the last checkpoint in `config.out` (or from the start) to the end, on this rank.
 
-    Raises UserError for what can be mended in the config, and where the loss is not finite.
+    Raises UserError for what can be mended in the config, and where the loss is not finite; TransientError for what may pass.
     """
+    import torch
+
     store = Store(config.out or "", dict(config.storage_options))
-    rank = _Rank(config, context, store, open_source)
     try:
-        return rank.run()
-    finally:
-        rank.close()
+        rank = _Rank(config, context, store, open_source)
+        try:
+            return rank.run()
+        finally:
+            rank.close()
+    except OSError as err:  # of metrics' files
+        raise TransientError(f"train: {store.url}: {err.strerror or err}; mend that, then repeat the command") from err
+    except torch.OutOfMemoryError as err:
+        said = " ".join(str(err).split())[:200]
+        mend = "raise train.accumulate, set train.grad_checkpointing or train.strategy: fsdp, or lower the batch"
+        raise UserError(
+            f"train.batch: {config.batch} on {config.workers} workers need more memory than the GPU has; {mend} ({said})"
+        ) from err
 
 
 class _Rank:
@@ -347,7 +359,7 @@ class _Rank:
 
     def _outcome(self, state: str) -> Outcome:
         self._settle()
-        after = ", ".join(str(epochs) for epochs in self.unmeasured)
+        after = ", ".join(map(str, self.unmeasured))
         failed = f"{'epochs' if len(self.unmeasured) > 1 else 'epoch'} {after} failed: {self.fault}"
         unmeasured = f"train.eval: the evaluation after {failed}; mend it, then repeat the command, or take train.eval out" if after else ""
         return Outcome(state, self.step, self.steps, unmeasured=unmeasured, last=self.last)
@@ -355,9 +367,7 @@ class _Rank:
     def close(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
-        close = getattr(self.source, "close", None)
-        if close is not None:
-            close()
+        getattr(self.source, "close", lambda: None)()
 
 
 def _timed(batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:

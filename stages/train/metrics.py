@@ -92,6 +92,9 @@ class Quiet:
     def begin(self, step: int, steps: int) -> None:
         """Training goes on from `step` (0 at first) of `steps`."""
 
+    def note(self, text: str) -> None:
+        """What goes on before the first step."""
+
     def show(self, line: Line) -> None:
         """A line of metrics."""
 
@@ -105,6 +108,9 @@ class Lines(Quiet):
     def begin(self, step: int, steps: int) -> None:
         self.steps = steps
         log.info("train step=%d/%d", step, steps)
+
+    def note(self, text: str) -> None:
+        log.info("train: %s", text)
 
     def show(self, line: Line) -> None:
         shown = {
@@ -127,10 +133,14 @@ class Live(Quiet):
         self.bar: Any = None
 
     def begin(self, step: int, steps: int) -> None:
-        if self.bar is None:
-            self.bar = self.bars.add_task("train", total=steps, clock="", note="")
+        self.note("")
         self.bars.update(self.bar, completed=step, total=steps)
         self.began, self.first, self.steps = time.monotonic(), step, steps
+
+    def note(self, text: str) -> None:
+        if self.bar is None:
+            self.bar = self.bars.add_task("train", total=None, clock="", note="")
+        self.bars.update(self.bar, note=text)
 
     def show(self, line: Line) -> None:
         seconds, done = time.monotonic() - self.began, line["step"] - self.first

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ShardmillError, UserError
-from stages.lib import torchvision_shim
+from stages.lib import hub, torchvision_shim
 from stages.train.config import OFFLINE_SCORER, Train
 from stages.train.config import Model as Wanted
 
@@ -68,6 +68,8 @@ def build(config: Train) -> Model:
     brings = name.startswith(("hf-hub:", "local-dir:"))
     if brings and wanted.pretrained:
         raise UserError(f"train.model.pretrained: {wanted.name} brings its own weights; leave it out")
+    if away := hub.lacking(name):
+        raise UserError(f"train.model: {away}")
     weights = "its own weights" if brings else wanted.pretrained or "random weights"
     options: dict[str, Any] = {}
     with _Local(wanted.pretrained) as pretrained, hushed(), asked(f"train.model: open_clip cannot make {wanted.name} with {weights}"):
@@ -255,12 +257,13 @@ def _kind(net: Any, config: Train) -> str:
 def _locked(model: Model, config: Train) -> Model:
     """Locks towers by open_clip's own functions (CoCa has none of its own, its towers do), and what the loss leaves out."""
     wanted, net = config.model, model.net
-    if wanted.lock_image:
-        lock = getattr(net, "lock_image_tower", None) or net.visual.lock
-        lock(unlocked_groups=wanted.lock_image_unlocked_groups, freeze_bn_stats=True)
-    if wanted.lock_text:
-        lock = getattr(net, "lock_text_tower", None) or net.text.lock
-        lock(wanted.lock_text_unlocked_layers)
+    with asked(f"train.model: open_clip cannot lock {wanted.name} so"):
+        if wanted.lock_image:
+            lock = getattr(net, "lock_image_tower", None) or net.visual.lock
+            lock(unlocked_groups=wanted.lock_image_unlocked_groups, freeze_bn_stats=True)
+        if wanted.lock_text:
+            lock = getattr(net, "lock_text_tower", None) or net.text.lock
+            lock(wanted.lock_text_unlocked_layers)
     if model.loss != "siglip" and getattr(net, "logit_bias", None) is not None:
         net.logit_bias.requires_grad_(False)  # no other loss uses it; DDP waits for the gradient of all that has one
     if not any(parameter.requires_grad for parameter in net.parameters()):

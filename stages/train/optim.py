@@ -61,10 +61,13 @@ def clamp(net: Any) -> None:
 
 
 def clip(parameters: Iterable[Any], norm: float | None) -> Any:
-    """The joint 2-norm of the gradients, a scalar tensor, before they are scaled down to `norm`."""
-    import torch
+    """The joint 2-norm of the gradients, a scalar tensor, before they are scaled down to `norm`; None scales nothing."""
+    from torch.nn import utils
 
-    total = torch.nn.utils.clip_grad_norm_(parameters, math.inf if norm is None else norm)
+    if norm is None:
+        total = utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    else:
+        total = utils.clip_grad_norm_(parameters, norm)
     return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 

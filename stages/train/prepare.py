@@ -15,6 +15,7 @@ from stages.train.reading import PICTURES, Reader, Sample, fields, pictures
 
 Fault = tuple[int, str, str]
 TRIES = 16  # neighbours that are tried in place of a bad sample, in its own shard and in each other one
+NAMED = 20  # keys of a sample's json that a message names
 SHARDS = 16  # how many other shards are tried before the data is taken for what cannot be trained on
 
 
@@ -38,8 +39,8 @@ class Prepare:
 
     def __post_init__(self) -> None:
         """Raises UserError for a member that holds no text."""
-        if self.caption == "json" or self.caption.rpartition(".")[2] in PICTURES:
-            raise UserError(f"train.caption: {self.caption} is no text; give txt, another member of text, or a key of the json")
+        if self.caption in ("", "json") or self.caption.startswith("__") or self.caption.rpartition(".")[2] in PICTURES:
+            raise UserError(f"train.caption: {self.caption or 'empty'} is no text; give txt, another member of text, or a key of the json")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,7 +132,10 @@ class Parts:
         return self.reader.corpora.shards[int(shard[0])][0].url
 
     def _sample(self, sample: Sample, out: np.ndarray, draw: np.ndarray) -> tuple[str, str]:
-        text = chosen(captions(sample, self.prepare.caption), float(draw[CAPTION]))
+        texts = captions(sample, self.prepare.caption)
+        if not texts:
+            raise BadSampleError(_absent(sample, self.prepare.caption))
+        text = texts[int(float(draw[CAPTION]) * len(texts))]
         image, frames = pictures(sample)
         if self.prepare.frames:
             bodies = frames or ([] if image is None else [image])
@@ -156,11 +160,10 @@ def captions(sample: Sample, name: str) -> list[str]:
     return [text for text in found if isinstance(text, str) and text.strip()]
 
 
-def chosen(texts: list[str], draw: float) -> str:
-    """One of the texts, by a number in [0, 1). Raises BadSampleError where there is none."""
-    if not texts:
-        raise BadSampleError("no caption")
-    return texts[int(draw * len(texts))]
+def _absent(sample: Sample, name: str) -> str:
+    """What is said of a sample without a caption; where `name` was chosen, what there is besides it."""
+    others = f"; its json has {', '.join(sorted(fields(sample))[:NAMED]) or 'nothing'}" if name != "txt" else ""
+    return f"no caption: {name} is empty or not there{others}"
 
 
 def stand_ins(corpora: Corpora, id_: int) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 import webdataset as wds
 import yaml
 
-from pipeline import verify
+from pipeline import explain, verify
 from pipeline.sample import film
 from tests.support import serial
 from tests.support.corpus import fates
@@ -90,3 +90,15 @@ def test_a_film_that_lost_its_frames_is_noticed(config: Path) -> None:
             faults = read_tar(handle, "00000", listing).faults
         assert len(faults) == 3
         assert all(wanted in fault for _, fault in faults)
+
+
+def test_a_videos_story_tells_its_seconds_and_its_clips(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serial.run(config)
+    home = config.parent / "runs" / "test"
+    (story,) = explain.stories(str(home), "row=0")
+    assert (story["fate"], story["detail"]) == ("kept", "6.500 s of cues: kept 6.500")
+    first = dict(explain.tell(story["children"][0]))
+    assert first["segment"] == "1.000 to 3.000 s of the video"
+    assert first["frames"] == "2 of 128x96 h264 -> 96x96 jpg"
+    explain.show(str(home), "row=1")
+    assert "frames:no_sound" in capsys.readouterr().out

@@ -32,6 +32,17 @@ def rolling_lines(text: str) -> list[tuple[float, str]]:
     return out
 
 
+def shown(text: str) -> list[tuple[float, float, str]]:
+    """Start, end and lines of each cue of a WebVTT file, without tags."""
+    out = []
+    for block in re.split(r"\n\n+", text.replace("\r\n", "\n")):
+        head, *lines = block.split("\n")
+        if timing := TIMING.match(head):
+            start, end = seconds(*timing.groups()[:4]), seconds(*timing.groups()[4:])
+            out.append((start, end, "\n".join(re.sub(r"<[^>]*>", "", line) for line in lines)))
+    return out
+
+
 def plain(line: str) -> str:
     line = re.sub(r"<[^>]*>", "", line)
     for name, sign in (("&gt;", ">"), ("&lt;", "<"), ("&nbsp;", " "), ("&amp;", "&")):
@@ -71,3 +82,7 @@ def write_plain(cues: list[tuple[float, float, str]]) -> str:
 
 def stamp(ms: int) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
+
+
+def srt_stamp(seconds: float) -> str:
+    return stamp(round(seconds * 1000)).replace(".", ",")

@@ -21,8 +21,9 @@ __all__ = ["FORMATS", "REASONS", "Cue", "SubtitleError", "Track", "Word", "parse
 FORMATS = ("vtt", "srt", "sbv", "json3", "srv1", "srv2", "srv3", "ttml", "howto100m", "milnce_csv", "caption_pickle")
 
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\(d[p\n]|\}q|\}\x94")
-_COMMA_TIMING = re.compile(r"\d,\d{1,3}\s*-+>|-+>\s*[\d:]+,\d")
-_INDEXED = re.compile(r"^\s*\d+[ \t]*(?:\r\n|\r|\n)[ \t]*[-\d:.,]+[ \t]*-->", re.MULTILINE)
+_JSON = re.compile(r"\{(?!\d)|\[(?![\dA-Za-z])")  # not "[Script Info]" of ASS, "{1}{25}" of MicroDVD, "[00:12.00]" of lyrics
+_COMMA_TIMING = re.compile(r"\d,\d{1,3}\s*-{1,9}>|-{1,9}>\s*[\d:]+,\d")
+_INDEXED = re.compile(r"^\s{0,20}\d+[ \t]*(?:\r\n|\r|\n)[ \t]*[-\d:.,]+[ \t]*-->", re.MULTILINE)
 
 
 def parse(body: bytes, hint: str = "", language: str | None = None, video: str | None = None) -> Track:
@@ -46,7 +47,7 @@ def parse(body: bytes, hint: str = "", language: str | None = None, video: str |
 
 def _read(text: str, hint: str, video: str | None) -> tuple[str, Found]:
     start = text.lstrip()
-    if start[:1] in ("{", "[") and "-->" not in start[:200]:
+    if _JSON.match(start) and "-->" not in start[:200]:
         return _read_json(howto100m.loads(start), video)
     if start[:1] == "<" and "-->" not in start.partition("\n")[0]:
         return _read_xml(start)

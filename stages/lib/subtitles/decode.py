@@ -22,7 +22,7 @@ LEGACY = (
     "cp1252 cp1250 cp1251 koi8_r cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp874 cp932 euc_jp cp949 gb18030 big5hkscs".split()  # noqa: SIM905
 )
 BY_LANGUAGE = {
-    "cp1251": "ru uk bg be sr mk",
+    "cp1251": "uk bg be sr mk",
     "cp1250": "pl cs sk hu sl hr ro bs sq",
     "cp1253": "el",
     "cp1254": "tr az",
@@ -31,10 +31,10 @@ BY_LANGUAGE = {
     "cp1257": "lt lv et",
     "cp1258": "vi",
     "cp874": "th",
-    "cp932": "ja",
     "cp949": "ko",
-    "gb18030": "zh",
 }
+# Of several the content decides.
+OF_LANGUAGE = {"ru": ["cp1251", "koi8_r"], "ja": ["cp932", "euc_jp"], "zh": ["gb18030", "big5hkscs"]}
 FOR_LANGUAGE = {language: codec for codec, languages in BY_LANGUAGE.items() for language in languages.split()}
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffe\uffff]")
@@ -74,12 +74,21 @@ def _replacing(body: bytes, codec: str) -> tuple[str, str, int]:
     return text, codec, broken - own
 
 
+def _short(language: str | None) -> str:
+    """`ru` for `ru_RU`."""
+    return (language or "").lower().replace("_", "-").partition("-")[0]
+
+
 def _legacy(body: bytes, language: str | None) -> tuple[str, str, int]:
-    wanted = FOR_LANGUAGE.get((language or "").lower().replace("_", "-").partition("-")[0])
-    if wanted and (got := _replacing(body, wanted))[2] == 0:
+    short = _short(language)
+    if (wanted := FOR_LANGUAGE.get(short)) and (got := _replacing(body, wanted))[2] == 0:
         return got
-    matches = from_bytes(body[: 1 << 18], cp_isolation=LEGACY, preemptive_behaviour=False)
+    several = OF_LANGUAGE.get(short)
+    # Lines of numbers and times say nothing, and many of them make the guess fail.
+    said = b"\n".join(line for line in body[: 1 << 18].splitlines() if not line.isascii())
+    matches = from_bytes(said, cp_isolation=several or LEGACY, preemptive_behaviour=False)
     best = matches.best()
     equal = {match.encoding for match in matches if best and (match.chaos, match.coherence) == (best.chaos, best.coherence)}
     # Short Latin text looks equally sound in several code pages; then it is the one that is most in use.
-    return _replacing(body, best.encoding if best and "cp1252" not in equal else "cp1252")
+    likely = several[0] if several else "cp1252"
+    return _replacing(body, best.encoding if best and likely not in equal else likely)

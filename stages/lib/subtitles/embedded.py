@@ -114,7 +114,7 @@ def read_file(data: Any) -> Found:
         raise SubtitleError("malformed", "JSON that is no text track as it is written here") from None
     if any(not 0 <= raw.start <= MAX_MS for raw in raws):
         raise SubtitleError("malformed", "a text track with impossible times")
-    return Found(raws, odd, language if isinstance(language, str) else None, rolling=False)
+    return Found(raws, odd, language if isinstance(language, str) else None)
 
 
 def _ms(value: Any) -> int | None:
@@ -125,7 +125,7 @@ def _read(container: Any, streams: list[Any], max_bytes: int) -> list[Embedded]:
     import av
 
     containers.only(container, streams)
-    found = {stream.index: Found(rolling=False, language=stream.metadata.get("language")) for stream in streams}
+    found = {stream.index: Found(language=stream.metadata.get("language")) for stream in streams}
     offset, left = Fraction(container.start_time or 0, 1_000_000), max_bytes
     try:
         for packet in container.demux(streams):

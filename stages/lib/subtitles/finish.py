@@ -29,6 +29,9 @@ def finish(found: Found, kind: str, encoding: str) -> Track:
     raws = [raw for raw in raws if tidy("".join(text for _, text in raw.pieces))]
     if not automatic:
         odd["empty_text"] += count - len(raws) - odd["hidden"] - odd["repeated_cues"]
+        once = list(dict.fromkeys(raws))  # joined files, and the shadows of styled texts
+        odd["repeated_cues"] += len(raws) - len(once)
+        raws = once
     if any(one.start > two.start for one, two in pairwise(raws)):
         odd["unsorted"] = 1
         raws = sorted(raws, key=lambda raw: raw.start)
@@ -112,7 +115,7 @@ def _cue(raw: RawCue, single: bool) -> Cue:
 
 def timed_words(raw: RawCue) -> list[tuple[str, int]]:
     """Each word with the time of the piece that its first letter stands in: pieces may hold parts of words, or several."""
-    words: list[tuple[str, int]] = []
+    words: list[tuple[list[str], int]] = []  # a word in its parts
     end = raw.end_or_start()
     open_, at = False, raw.start
     for time, text in raw.pieces:
@@ -121,9 +124,12 @@ def timed_words(raw: RawCue) -> list[tuple[str, int]]:
             if not part or part.isspace():
                 open_ = open_ and not part
             elif clean := tidy(part):
-                words = [*words[:-1], (words[-1][0] + clean, words[-1][1])] if open_ else [*words, (clean, at)]
+                if open_:
+                    words[-1][0].append(clean)
+                else:
+                    words.append(([clean], at))
                 open_ = True
-    return words
+    return [("".join(parts), at) for parts, at in words]
 
 
 def _with_ends(words: Sequence[tuple[str, int]], end: int) -> list[Word]:

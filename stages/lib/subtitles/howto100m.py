@@ -19,6 +19,7 @@ from stages.lib.subtitles.model import Found, RawCue, SubtitleError, to_ms
 
 _KEYS = ("start", "end", "text")
 _NEAR_MS = 1000
+REPEATED = 200  # words of a line, at most, that the next one repeats
 
 
 def is_captions(data: Any) -> bool:
@@ -99,7 +100,7 @@ def without_overlap(raws: list[RawCue], found: Found) -> list[RawCue]:
 
 def _shared(before: list[str], after: list[str]) -> int:
     """How many words `before` ends and `after` begins with."""
-    return next((k for k in range(min(len(before), len(after)), 0, -1) if before[-k:] == after[:k]), 0)
+    return next((k for k in range(min(len(before), len(after), REPEATED), 0, -1) if before[-k:] == after[:k]), 0)
 
 
 def entries(chunks: Iterable[str]) -> Iterator[tuple[str, Any]]:

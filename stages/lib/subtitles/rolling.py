@@ -11,11 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stages.lib.subtitles.cuetext import tidy
 from stages.lib.subtitles.model import RawCue
 
 HELD_MS = 15
+LINES_SHOWN = 8  # at once, at most; live tracks show three
+ROLLED_FEW = 5  # cues that say nothing yet: somebody may sing a line twice
 LAST_WORD_MS = 600
 """How long the last word of a line may last: 98 % of the steps between words are shorter, and a cue's end lies up to 43 s after it."""
 
@@ -34,11 +37,18 @@ class Line:
 
 
 def is_rolling(raws: Sequence[RawCue]) -> bool:
-    """True where word times stand in cues at `position:0%`, or more than three cues in ten last 10 ms."""
+    """True where word times stand in cues at `position:0%`, or more than three cues in ten last 10 ms or begin with the line that the one
+    before them ends with, and have one more: converters leave out positions, times of words, and what lasts 10 ms."""
     if any(raw.marked and raw.timed() for raw in raws):
         return True
     held = sum(1 for raw in raws if raw.end is not None and 0 < raw.end - raw.start <= HELD_MS)
-    return held > 0.3 * len(raws)
+    return held > 0.3 * len(raws) or ((rolled := _rolled(raws)) > ROLLED_FEW and rolled > 0.3 * len(raws))
+
+
+def _rolled(raws: Sequence[RawCue]) -> int:
+    """How many cues repeat the last lines of the one before them and add to them."""
+    shown = [[text for pieces in split_lines(raw.pieces) if (text := tidy("".join(text for _, text in pieces)))] for raw in raws]
+    return sum(any(one[-k:] == two[:k] for k in range(1, min(len(one) + 1, len(two), LINES_SHOWN))) for one, two in pairwise(shown))
 
 
 def unroll(raws: Sequence[RawCue], odd: Counter[str]) -> list[RawCue]:
@@ -67,7 +77,7 @@ def unroll(raws: Sequence[RawCue], odd: Counter[str]) -> list[RawCue]:
 
 def _shared(before: list[str], after: list[str]) -> int:
     """How many lines `before` ends and `after` begins with; the last of them may have grown."""
-    for k in range(min(len(before), len(after)), 0, -1):
+    for k in range(min(len(before), len(after), LINES_SHOWN), 0, -1):
         *same, last = before[-k:]
         if same == after[: k - 1] and (after[k - 1] == last or (last and after[k - 1].startswith(last))):
             return k

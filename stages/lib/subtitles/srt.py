@@ -59,7 +59,8 @@ def _own(body: list[str], found: Found) -> str:
         else:
             found.odd["blank_line_in_text"] += 1
             kept = kept + block
-    return "\n".join(kept)
+    above = "\n" if body and body[0].isspace() else ""  # of a rolling track a line with a blank alone, above a line that is new
+    return above + "\n".join(kept)
 
 
 def _timing(line: str) -> tuple[int | None, int | None]:

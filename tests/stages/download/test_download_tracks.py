@@ -19,6 +19,7 @@ from stages.segments import Segments
 from stages.subtitles import Subtitles
 from tests.stages.download.conftest import QUICK, wanted
 from tests.support.server import Server
+from tests.support.subtitles import shown
 
 SAID = [
     (1000, 2500, "Cut the onion into rings."),
@@ -78,6 +79,17 @@ def test_a_track_says_what_was_put_into_it(server: Server, tmp_path: Path, suffi
     rows, children = expand(Segments(Segments.Config(max_s=30)), table)
     assert rows["fate"].to_pylist() == ["kept"]
     assert " ".join(children["source_caption"].to_pylist()) == HEARD
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_automatic_captions_put_into_a_video_have_each_line_once(server: Server, tmp_path: Path, data_dir: Path, suffix: str) -> None:
+    """As `yt-dlp --embed-subs` does it: the rolling cues become a text track as they are."""
+    body = (data_dir / "subtitles/youtube_auto_vtt/manifesto_90s.en.vtt").read_bytes()
+    said = [(round(1000 * a), round(1000 * b), text) for a, b, text in shown(body.decode())]
+    path = tmp_path / f"film.{suffix}"
+    film.write(path, ((200 * n, np.full((64, 64, 3), 90, np.uint8)) for n in range(40)), subtitles=said)
+    (cues,) = looked_into(server, [(None, str(path))])["cues"].to_pylist()
+    assert [(cue["start_s"], cue["text"]) for cue in cues] == [(cue.start_s, cue.text) for cue in parse(body).cues]
 
 
 def test_where_the_video_lies_decides(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,14 +301,92 @@ def test_a_negative_seed_is_refused(folder: Path) -> None:
 @models.needs_clip
 def test_names_of_classes_and_templates_are_read_before_the_images(folder: Path) -> None:
     (folder / "none.txt").write_text("no place")
+    (folder / "empty.txt").write_text(" \n")
     tar(folder / "00000.tar", {"0": {"jpg": jpeg((255, 0, 0)), "txt": "red"}})
-    for wrong in ({"classes": "nowhere.txt"}, {"templates": str(folder / "none.txt")}, {"templates": "opanai"}):
+    for wrong in (
+        {"classes": "nowhere.txt"},
+        {"classes": str(folder / "empty.txt")},
+        {"templates": str(folder / "none.txt")},
+        {"templates": "opanai"},
+    ):
         scorer = Colours()
         with pytest.raises(UserError):
             pipeline.evaluate.evaluate(scorer, Options(data=(str(folder / "00000.tar"),), **wrong))  # type: ignore[arg-type]
         assert not scorer.images
-    found = pipeline.evaluate.evaluate(Colours(), Options(data=(str(folder / "00000.tar"),), label_key="color"))
-    assert found["left_out"]["zeroshot"] == "no sample has the label color (--label)"
+
+
+@models.needs_clip
+@pytest.mark.parametrize(
+    ("option", "key", "given"),
+    [
+        ("--caption", "nosuch", {"caption_key": "nosuch"}),
+        ("--label", "nosuch", {"label_key": "nosuch"}),
+        ("--caption", "blank", {"caption_key": "blank"}),
+    ],
+)
+def test_a_key_that_no_sample_has_is_refused_with_those_there_are(folder: Path, option: str, key: str, given: dict[str, Any]) -> None:
+    """Of the command exit code 2; before, a table without figures and exit code 0."""
+    image = {"png": jpeg((255, 0, 0)), "txt": "red"}
+    tar(folder / "00000.tar", {"0": {**image, "json": {"alt": "red", "kind": "red"}}, "1": {**image, "json": {"alt": "red", "blank": " "}}})
+    scorer = Colours()
+    with pytest.raises(UserError, match=rf"^eval: {option} {key}: no sample's json says anything there; its keys are alt, blank, kind$"):
+        pipeline.evaluate.evaluate(scorer, Options(data=(str(folder / "00000.tar"),), **given))
+    assert not scorer.images
+    found = pipeline.evaluate.evaluate(
+        scorer, Options(data=(str(folder / "00000.tar"),), caption_key="alt", label_key="kind", templates="plain")
+    )
+    assert (found["data"]["captions"], found["zeroshot"]["classes"]) == (2, 1)
+
+
+@models.needs_clip
+def test_judgements_are_read_before_any_image_and_before_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "wrong.csv").write_text("image,caption,score\na,b,1\n")
+    monkeypatch.setattr(scorers, "load", lambda *_: pytest.fail("the model was loaded"))
+    for table, images, said in (
+        ("wrong.csv", "images", "judgements need image, caption"),
+        ("judged.csv", "nowhere", "no such folder of images"),
+        ("judged.csv", ".", "holds none of the images that judged.csv judges"),
+    ):
+        asked = Options(data=("00000.tar",), judgements=(table, images))
+        with pytest.raises(UserError, match=said):
+            pipeline.evaluate.run("ViT-B-32", asked, "openai")
+        scorer = Colours()
+        with pytest.raises(UserError, match=said):
+            pipeline.evaluate.evaluate(scorer, asked)
+        assert not scorer.images
+
+
+@models.needs_clip
+def test_a_gpu_of_too_little_memory_is_told_what_to_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Large(Colours):
+        def encode_image(self, images: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(scorers, "load", lambda *_: Large())
+    with pytest.raises(UserError, match=r"^eval: --batch 64: CUDA out of memory\. Tried .*; lower it$"):
+        pipeline.evaluate.run("x", Options(data=(str(folder / "00000.tar"),)), out=str(folder / "x.json"))
+
+
+@models.needs_clip
+def test_judgements_without_an_order_are_told(folder: Path) -> None:
+    (folder / "judged.csv").write_text("image,caption,share_yes\nred.png,all red,1\nblue.png,all red,1\n")
+    found = pipeline.evaluate.evaluate(Colours(), Options(judgements=(str(folder / "judged.csv"), str(folder / "images"))))
+    assert found["judgements"]["tau_c"] is None
+    assert "are alike" in found["left_out"]["judgements tau_c"]
+
+
+@models.needs_clip
+def test_a_moving_average_that_was_never_kept_is_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    models.made(folder / "out" / "model", models.CLIP)
+    train = {"model": "ViT-tiny", "data": [{"shards": "00000.tar"}], "out": "out", "ema": 0.99}
+    (folder / "mine.yaml").write_text(json.dumps({"train": train}))
+    with pytest.raises(UserError, match=r"^mine\.yaml: train\.ema: .*out has a model and no moving average of it.* --set train\.ema=null"):
+        pipeline.evaluate.run("mine.yaml", Options())
+    assert pipeline.evaluate.run("mine.yaml", Options(), overrides=["train.ema=null"])["retrieval"]
 
 
 @models.needs_clip

@@ -42,10 +42,10 @@ class Colours:
     names = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 
     def __init__(self) -> None:
-        self.images = 0
+        self.images, self.most = 0, 0
 
     def encode_image(self, images: Sequence[Image.Image]) -> np.ndarray:
-        self.images += len(images)
+        self.images, self.most = self.images + len(images), max(self.most, len(images))
         return np.stack([np.asarray(image).mean(axis=(0, 1)) for image in images]).astype(np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -104,8 +104,14 @@ def test_labels_of_a_sample(tmp_path: Path) -> None:
 
 def test_the_frames_of_a_clip_are_pooled(tmp_path: Path) -> None:
     frames = {f"{at:03d}.jpg": jpeg(colour) for at, colour in enumerate([(200, 0, 0), (0, 200, 0)])}
-    found = embed(Colours(), data.of_shards([tar(tmp_path / "0.tar", {"0": {**frames, "txt": "red green"}})]), batch=8)
+    clips = data.of_shards([tar(tmp_path / "0.tar", {key: {**frames, "txt": "red green"} for key in ("0", "1", "2")})])
+    scorer = Colours()
+    found = embed(scorer, clips, batch=2)
     np.testing.assert_allclose(found.image, found.text, atol=1e-6)
+    assert (scorer.images, scorer.most) == (
+        6,
+        2,
+    )  # frames at once as many as photographs: clips of 32 frames must not take 32 times the memory
 
 
 @pytest.fixture
@@ -177,3 +183,13 @@ def test_a_bomb_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = embed(Colours(), [Item("big", "big", [jpeg((1, 1, 1))], ["red"]), Item("none", "none", [], ["red"])], batch=4)
     assert found.unusable == ["big", "none"]
     assert len(found.image) == len(found.captions) == 0
+
+
+def test_a_damaged_avif_is_left_out_and_named() -> None:
+    """Pillow raises a RuntimeError for it, as for nothing else."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "AVIF")
+    body = out.getvalue()
+    pixels = body.index(b"mdat") + 4
+    found = embed(Colours(), [Item("a", "a", [body[:pixels] + bytes(len(body) - pixels)], ["red"])], batch=4)
+    assert found.unusable == ["a"]

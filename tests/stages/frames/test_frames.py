@@ -14,7 +14,7 @@ from pipeline.frame import apply, framed
 from pipeline.sample import film
 from stages.frames import Frames
 from stages.frames.decode import Missing, Shown, Video
-from tests.support.videos import H264, KINDS, Kind, make, on_screen, picture, read_jpeg, steady
+from tests.support.videos import H264, KINDS, Kind, make, on_screen, picture, read_jpeg, steady, uneven
 
 
 def run(segments: list[tuple[Path | str, float, float]], **options: Any) -> list[dict[str, Any]]:
@@ -118,6 +118,61 @@ def test_before_the_first_frame_nothing_is_on_screen(tmp_path: Path) -> None:
     rows = run([(path, 0, 0.9), (path, 1, 2)], count=2)
     assert [row["fate"] for row in rows] == ["frames:out_of_video", "kept"]
     assert [read_jpeg(body) for body in rows[1]["frames"]] == [1240, 1720]
+
+
+LAST: dict[str, dict[str, Any]] = {"sound": {"audio_s": 7.0}, "text": {"subtitles": [(500, 7000, "a text that stays")]}}
+
+
+@pytest.mark.parametrize("longer", LAST)
+def test_a_file_whose_picture_ends_first_is_whole(tmp_path: Path, longer: str) -> None:
+    """Matroska's own length is that of its longest track."""
+    times, path = steady(4, 25), tmp_path / "film.mkv"
+    film.write(path, ((ms, picture(ms)) for ms in times), options=dict(H264), **LAST[longer])
+    rows = run([(path, n / 25, (n + 1) / 25) for n in range(90, 101)], count=1)
+    assert [row["fate"] for row in rows] == ["kept"] * 10 + ["frames:out_of_video"]
+    assert [read_jpeg(row["frames"][0]) for row in rows[:10]] == times[90:]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("lost", [1, 2000, 5000])
+def test_of_a_file_that_lacks_its_last_bytes_no_frame_stands_in_for_one_that_is_lost(tmp_path: Path, suffix: str, lost: int) -> None:
+    """Frames are stored out of order: of the last ones read, those between are missing."""
+    import av
+
+    times, path, cut = uneven(6, 5), tmp_path / f"film.{suffix}", tmp_path / f"cut.{suffix}"
+    film.write(path, ((ms, picture(ms)) for ms in times), options={**dict(H264), "crf": "5"})
+    body = path.read_bytes()
+    if suffix == "mp4":  # with its table in front, as files for the web have it
+        with av.open(str(path)) as source, av.open(str(tmp_path / "web.mp4"), "w", options={"movflags": "faststart"}) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+        body = (tmp_path / "web.mp4").read_bytes()
+    cut.write_bytes(body[:-lost])
+    assert lost < len(body) / 3
+    rows = run([(cut, (ms + 1) / 1000, (ms + 15) / 1000) for ms in times], count=1)
+    shown = [read_jpeg(row["frames"][0]) for row in rows if row["fate"] == "kept"]
+    assert shown == times[: len(shown)]
+    assert len(shown) > len(times) // 2
+
+
+def test_a_last_frame_that_stays_for_long_is_no_cut(tmp_path: Path) -> None:
+    """As of slides: the last packet lasts six seconds, and with B-frames comes out of the decoder at the end alone."""
+    import av
+
+    path, whole = tmp_path / "slides.mp4", tmp_path / "whole.mp4"
+    film.write(path, ((ms, picture(ms)) for ms in [*steady(2, 10), 2000]), options=dict(H264))
+    with av.open(str(path)) as source, av.open(str(whole), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.duration = round(6 / packet.time_base) if packet.pts * packet.time_base == 2 else packet.duration
+                packet.stream = stream
+                target.mux(packet)
+    rows = run([(whole, 1.9, 1.95), (whole, 2.5, 7.5)], count=2)
+    assert [[read_jpeg(body) for body in row["frames"] or ()] for row in rows] == [[1900, 1900], [2000, 2000]]
 
 
 def test_a_file_that_breaks_off_gives_what_it_has(videos: dict[str, Path], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,13 +172,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def features(shards: str, out: Path, rank: int = 0, world: int = 1, **options: Any) -> tuple[Any, Any]:
     """The model of a config on these shards, and its source of features."""
     pytest.importorskip("open_clip")
-    from stages.train import frozen, source
+    from stages.train import frozen, loop, source
     from stages.train.config import Train
 
     raw = {"model": "offline-scorer", "data": [{"shards": shards}], "out": str(out), "batch": 2, "frozen_features": 2}
     config = Train.model_validate({**raw, "augment": {"scale": None}, **options})
     made = frozen.build(config)
-    return made, source.open_shards(config, made, SimpleNamespace(rank=rank, world=world, device="cpu"))
+    return made, source.open_shards(config, made, loop.Context(rank=rank, world=world))
 
 
 def test_frozen_features_are_what_the_towers_make_of_each_sample(shards: str, tmp_path: Path) -> None:
@@ -218,8 +217,10 @@ def test_the_training_stage_trains_it_on_features(shards: str, tmp_path: Path) -
     pytest.importorskip("open_clip")
     raw = {"model": "offline-scorer", "data": [{"shards": shards}], "out": str(tmp_path), "batch": 4, "frozen_features": 1, "epochs": 3}
     config = Train.model_validate({**raw, "tensorboard": False, "log_every": 1})
-    outcome = loop.train(config, loop.Context(), source.open_shards)
+    notes: list[str] = []
+    outcome = loop.train(config, loop.Context(note=notes.append), source.open_shards)
     assert outcome.state == loop.DONE
+    assert [note.rpartition(",")[0] for note in notes] == [f"features of frozen towers: part {at} of 2" for at in (1, 2)]
     weights = next(tmp_path.rglob("open_clip_model.safetensors"))
     assert weights.stat().st_size < 8_000_000
     embedded = offline_scorer.load(weights=weights).encode_text(["a cat"])

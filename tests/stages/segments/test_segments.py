@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -63,6 +65,42 @@ def test_speakers_are_parted_and_sounds_are_left_out() -> None:
     parents, children = run([cues], min_s=0.5)
     assert [child["source_caption"] for child in children] == ["so what do you think?", "well I really don't know"]
     assert parents[0]["fate"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("it was -5 degrees outside last night", "it was -5 degrees outside last night"),
+        ("[♪♪♪]\nWelcome back to our kitchen", "Welcome back to our kitchen"),
+        ("♪\n- Welcome back to our kitchen", "Welcome back to our kitchen"),
+        ("(♪ quiet music ♪)\nWelcome back to our kitchen", "Welcome back to our kitchen"),
+        ("[Applause]>> Thank you all so much", "Thank you all so much"),
+        ("so [laughs], then we go on", "so then we go on"),
+        ("♪ la la la\nla la la la ♪", None),
+        ("♪ (quiet music) ♪", None),
+    ],
+)
+def test_signs_and_asides_take_no_spoken_word_with_them(text: str, said: str | None) -> None:
+    made = cut([Cue(0, 5, text)], Rules(max_gap_ms=10_000, pause_ms=10_000), False)
+    assert [segment.text for segment in made.segments] == [said] * (said is not None)
+    assert [lost.reason for lost in made.lost] == ["non_speech"] * (said is None)
+
+
+JUNK: dict[str, tuple[Callable[[int], list[Cue]], Any]] = {
+    "cues of one time": (lambda n: [Cue(1, 2, "hello there")] * n, "sentences"),
+    "brackets that never close": (lambda n: [Cue(0, 100, "[ " * n)], "sentences"),
+    "a cue a millisecond": (lambda n: [Cue(k / 1000, (k + 1) / 1000, "a") for k in range(n)], "howto100m"),
+    "a cue a second": (lambda n: [Cue(k, k + 1, "a word or two") for k in range(n // 4)], "howto100m"),
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_time_grows_with_the_length_not_with_its_square(kind: str) -> None:
+    cues, method = JUNK[kind]
+    began = time.process_time()
+    made = cut(cues(40_000), Rules(method=method, min_ms=10_000, min_words=0), False)
+    assert time.process_time() - began < 8
+    assert made.balance.total == made.balance.kept + sum(made.balance.dropped.values())
 
 
 def test_long_runs_are_cut_where_the_pause_is_longest() -> None:

@@ -126,6 +126,15 @@ def test_srt_times(timing: str, times: tuple[float, float] | None) -> None:
     assert times is None or (*times, "text") in got
 
 
+def test_a_cue_that_stands_twice_is_said_once() -> None:
+    """Joined files, and shadows of styled texts; the same words at another time are said again."""
+    first, later = "00:00:01,000 --> 00:00:02,000", "00:00:02,000 --> 00:00:03,000"
+    blocks = (f"{n}\n{timing}\nthe same\n" for n, timing in enumerate((first, first, later), 1))
+    track = parse("\n".join(blocks).encode())
+    assert [(cue.start_s, cue.text) for cue in track.cues] == [(1, "the same"), (2, "the same")]
+    assert (track.cues_in, track.oddities) == (3, {"repeated_cues": 1})
+
+
 def test_srt_as_found() -> None:
     text = (
         "00:00:01,000 --> 00:00:02,000\n{\\an8}no <i>index</i> <font color=#fff>here</font>\n\nafter a blank\n\n7\nno time for this one\n\n"
@@ -148,7 +157,9 @@ def test_encodings_with_marks_or_zeros(encoding: str) -> None:
         ("cp1251", None, "Сегодня мы поговорим о том, как работает цифровая подпись и почему она надёжна"),
         ("cp1252", None, "À San Diego, un présentateur les surclassait tous, même à la télé où l'on croyait tout"),
         ("gb18030", "zh", "今天我们来谈谈数字签名"),
+        ("big5", "zh-TW", "今天我們來談談數位簽章"),
         ("cp932", "ja", "今日は電子署名について"),
+        ("koi8_r", "ru", "Сегодня мы поговорим о том, как работает цифровая подпись и почему она надёжна"),
         ("cp949", "ko-KR", "오늘은 전자 서명에 대해"),
         ("cp1256", "ar", "اليوم نتحدث"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -94,6 +95,9 @@ def test_xml_that_breaks_off_keeps_what_came_before() -> None:
         (b'{"error": 1}', "unknown_format"),
         (b"[" * 100_000, "malformed"),
         (b"{,", "malformed"),
+        (b"[Script Info]\nTitle: ASS\n", "unknown_format"),
+        (b"{0}{25}MicroDVD", "unknown_format"),
+        (b"[00:12.00]lyrics", "unknown_format"),
         (b"<", "malformed"),
     ],
 )
@@ -111,6 +115,12 @@ def test_long_files_of_one_kind_of_junk_cost_little(size: int) -> None:
         "1\n" * size + "-->",
         "[" + "{" * 10,
         "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<c>" * size,
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n" + "<00:00.500>a" * size,
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n<00:00.500>" + "a " * size,
+        "".join(f"WEBVTT\n\n00:0{n}.000 --> 00:0{n}.010\n" + "a\n" * (size // 2) + f"{n}\n\n" for n in range(3)),
+        json.dumps({"start": [1, 2, 3], "end": [2, 3, 4], "text": ["a " * size + name for name in "bcd"]}),
+        "-->" + "-" * size,
+        "\n" * size + "00:00.000 --> 00:01.000\na",
     ):
         began = time.process_time()
         with contextlib.suppress(SubtitleError):

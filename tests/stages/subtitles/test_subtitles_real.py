@@ -12,7 +12,7 @@ import pytest
 from stages.lib.segments import Method, Rules, cut
 from stages.lib.subtitles import SubtitleError, Track, parse
 from tests.stages.subtitles.test_subtitles_hostile import check_order
-from tests.support.subtitles import json3_words, rolling_lines
+from tests.support.subtitles import json3_words, rolling_lines, shown, srt_stamp
 
 ROLLING = [
     "manifesto_90s.en",
@@ -95,6 +95,21 @@ def test_one_text_in_many_encodings(folder: Path, name: str) -> None:
     assert track(folder / f"srt_wild/pysrt_{name}.srt").cues == track(folder / "srt_wild/pysrt_bom-utf-8.srt").cues
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding", "language"),
+    [
+        *(("persian.auto_generated", "cp1256", language) for language in (None, "fa")),
+        *(("chinese.taiwan_community", "big5", language) for language in (None, "zh")),
+        *(("russian.community", "koi8_r", language) for language in (None, "ru")),
+    ],
+)
+def test_a_talk_in_the_encoding_of_its_language(folder: Path, name: str, encoding: str, language: str | None) -> None:
+    text = (folder / f"srt_talks/256bit.{name}.srt").read_text(encoding="utf-8-sig")
+    text = text.replace("ی", "ي").replace("ک", "ك")  # as Persian was written in CP1256
+    found = parse(text.encode(encoding, "replace"), language=language)
+    assert found.cues == parse(text.encode(encoding, "replace").decode(encoding).encode()).cues
+
+
 def test_pieces_of_a_live_stream_are_put_in_order_without_repeats(folder: Path) -> None:
     found = track(folder / "youtube_auto_vtt/council_hls_joined_excerpt.en.vtt")
     assert found.oddities["joined_files"] == 14
@@ -118,6 +133,18 @@ def test_sentences_start_where_a_talk_says_so(folder: Path) -> None:
     assert len(late) > 0.7 * len(segments)
     assert sorted(late)[len(late) // 2] < 0.5
     assert sorted(late)[int(0.9 * len(late))] < 1.5
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("name", ["manifesto_90s.en", "agents_20min.en", "talk_colour_38min.en", "council_live_excerpt.en"])
+def test_what_converters_make_of_automatic_captions_has_each_line_once(folder: Path, name: str, hold: bool) -> None:
+    """SubRip keeps neither places nor times of words; some converters leave out the cues of 10 ms."""
+    path = folder / "youtube_auto_vtt" / f"{name}.vtt"
+    cues = [cue for cue in shown(path.read_text(encoding="utf-8")) if hold or cue[1] - cue[0] > 0.0105]
+    blocks = (f"{n}\n{srt_stamp(a)} --> {srt_stamp(b)}\n{text}\n" for n, (a, b, text) in enumerate(cues, 1))
+    found = parse("\n".join(blocks).encode(), "converted.srt")
+    assert found.automatic
+    assert words(found) == words(track(path))
 
 
 @pytest.mark.parametrize("method", ["sentences", "windows"])

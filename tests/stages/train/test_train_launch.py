@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,9 @@ def test_a_corpus_config_trains_on_its_own_shards(tmp_path: Path) -> None:
         ({"model": "ViT-tiny", "augment": {"scale": [2, 3]}}, r"train\.augment\.scale: .*the least and the largest share"),
         ({"model": "ViT-tiny", "augment": {"scale": [0.5, 0.1]}}, r"train\.augment\.scale: .*the least and the largest share"),
         ({"model": "ViT-tiny", "augment": {"ratio": [2, 1]}}, r"train\.augment\.ratio: .*the least and the largest width"),
+        ({"model": {"name": "ViT-tiny", "lock_image_unlocked_groups": 1}}, r"lock_image_unlocked_groups leaves .*; set lock_image: true"),
+        ({"model": {"name": "ViT-tiny", "lock_text_unlocked_layers": 1}}, r"lock_text_unlocked_layers leaves .*; set lock_text: true"),
+        ({"model": "ViT-tiny", "seed": 2**63}, r"train\.seed: .*less than"),
         ({"model": "ViT-tiny", "bach": 10}, r"train\.bach: unknown key; did you mean batch\?"),
         ({"model": "ViT-tiny", "data": [{"shards": "x", "weight": 1}, {"shards": "y"}]}, "give every corpus a weight, or none"),
     ],
@@ -203,6 +207,29 @@ def test_a_stop_of_two_workers_loses_nothing(tmp_path: Path, shards: Path, numbe
     assert state["step"] == len(read(tmp_path))
 
 
+@pytest.mark.parametrize("limit", [300, 1_000_000])
+def test_a_disk_that_takes_no_more_is_told_in_a_line_and_the_same_command_goes_on(tmp_path: Path, shards: Path, limit: int) -> None:
+    """The kernel's limit of a file's size stands for it: of metrics.jsonl after two lines, of the first checkpoint. Before, a trace."""
+    options: dict[str, Any] = {"epochs": 1, "loader_workers": 0}
+    shardmill("train", str(write_config(tmp_path / "calm", shards, **options)))
+    config_ = str(write_config(tmp_path / "full", shards, **options))
+    out = shardmill("train", config_, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert out.returncode == 3, out.stderr
+    assert [line for line in out.stderr.splitlines() if not line.startswith("INFO")] == [out.stderr.splitlines()[-1]]
+    assert "File too large; mend that, then repeat the command" in out.stderr
+    shardmill("train", config_)
+    assert apart(read(tmp_path / "calm"), read(tmp_path / "full")) == 0
+
+
+def test_a_gpu_of_too_little_memory_is_told_what_to_change(tmp_path: Path) -> None:
+    class Large(training.Pictures):
+        def batches(self, epoch: int, start_step: int = 0) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(UserError, match=r"^train\.batch: 8 on 1 workers need more memory .*train\.accumulate.*Tried to allocate"):
+        loop.train(config(tmp_path), loop.Context(), Large)
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     return metrics.read(Store(str(folder / "out")))
 
@@ -229,6 +256,37 @@ class Dying(training.Pictures):
 def test_a_fault_is_the_user_s_in_this_process(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="these shards cannot be"):
         launch.run(launch.Job(config(tmp_path), Faulty), metrics.Quiet())
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, TransientError), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, number: signal.Signals, error: type[BaseException]) -> None:
+    """Counting samples and features of frozen towers may take hours; before, the stop waited for all of it."""
+
+    class Slow(training.Pictures):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            os.kill(os.getpid(), number)
+            time.sleep(20)
+
+    began = time.monotonic()
+    with pytest.raises(error, match=None if error is KeyboardInterrupt else "stopped by SIGTERM before the first step; the same command"):
+        launch.run(launch.Job(config(tmp_path), Slow), metrics.Quiet())
+    assert time.monotonic() - began < 10
+
+
+def test_a_loader_worker_that_is_killed_is_a_fault_that_may_pass(tmp_path: Path, shards: Path) -> None:
+    """As the kernel does where memory is short; before, it ended with a trace as a bug does."""
+    config_ = write_config(tmp_path, shards, epochs=2000, checkpoint={"every_steps": 10_000})
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command("train", str(config_)), env=environment, stderr=subprocess.PIPE, text=True) as going:
+        while going.poll() is None and not len(read(tmp_path)) > 5:
+            time.sleep(0.05)
+        children = Path(f"/proc/{going.pid}/task/{going.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        _, said = going.communicate(timeout=120)
+    assert going.returncode == 3, said
+    assert said.splitlines()[-1].startswith("error: train: ")
+    assert "the same command goes on" in said
 
 
 def test_fsdp_alone_needs_no_ray(tmp_path: Path) -> None:

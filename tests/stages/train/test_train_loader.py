@@ -256,7 +256,9 @@ def test_where_nothing_can_be_trained_on_it_ends_with_one_line(folder: Path, tmp
     corpora = open_corpora([str(folder)], index_root=str(tmp_path))
     with Loader(corpora, order_of(corpora), 0, 1, workers, prepare_of(caption="nothing")) as loader:
         for _ in range(2):  # the second time it must not wait for what never comes
-            with pytest.raises(UserError, match=r"samples .* cannot be trained on, the last: no caption .*\d\.tar") as caught:
+            with pytest.raises(
+                UserError, match=r"samples .* cannot be trained on, the last: no caption: nothing is empty .*its json has \w+.*\d\.tar"
+            ) as caught:
                 next(loader.batches(0))
             assert "Traceback" not in str(caught.value)
 
@@ -305,7 +307,7 @@ def test_a_worker_that_is_killed_is_told_and_the_others_end(corpora: Corpora, in
             try:
                 for _ in batches:
                     pass
-            except RuntimeError as err:
+            except (RuntimeError, TransientError) as err:  # torch's handler of signals, or the loader
                 return str(err)
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ torch = pytest.importorskip("torch")
 torchvision_shim.ensure()
 pytest.importorskip("open_clip")
 
+from stages.evaluate import scorers  # noqa: E402
 from stages.train import checkpoint, launch, models  # noqa: E402
 from stages.train.config import Train  # noqa: E402
 from stages.train.metrics import Quiet  # noqa: E402
@@ -95,6 +97,16 @@ def test_the_last_groups_of_a_locked_tower_can_stay_trainable(tmp_path: Path) ->
     made = build(tmp_path, model={"lock_image": True, "lock_image_unlocked_groups": 1, "lock_text": True})
     trained = {name for name, parameter in made.net.named_parameters() if parameter.requires_grad}
     assert trained == {"visual.proj", "logit_scale"}
+
+
+def test_a_tower_that_cannot_be_locked_in_part_is_the_user_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resnet = {**training.CLIP, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+    monkeypatch.setitem(training.MODELS, "micro_resnet", resnet)
+    assert build(tmp_path, "micro_resnet", model={"lock_image": True})
+    with pytest.raises(
+        UserError, match=r"^train\.model: open_clip cannot lock .* so: AssertionError: partial locking not currently supported"
+    ):
+        build(tmp_path, "micro_resnet", model={"lock_image": True, "lock_image_unlocked_groups": 1})
 
 
 def test_a_clip_model_becomes_siglip_s_with_a_bias(tmp_path: Path) -> None:
@@ -178,13 +190,28 @@ def test_what_a_storage_refuses_is_the_user_s_error(tmp_path: Path, monkeypatch:
         build(tmp_path, model={"pretrained": "s3://x/y.pt"})
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*_: Any, **__: Any) -> None:
-        raise FileNotFoundError("cannot find the requested files in the disk cache")
+def test_a_hub_that_cannot_be_reached_is_told_in_a_line_and_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its client would ask again for 24 s. A model that is in its cache is not asked for."""
+    import huggingface_hub
 
-    monkeypatch.setattr("open_clip.factory._get_hf_config", gone)
-    with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make hf-hub:a/b .*FileNotFoundError: .*disk cache"):
-        models.build(Train.model_validate({"model": "hf-hub:a/b"}))
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the tests are offline otherwise
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda repo, file: f"{closed}/{repo}/resolve/main/{file}")
+    for load, said in (
+        (lambda: models.build(Train.model_validate({"model": "hf-hub:a/b"})), r"^train\.model: a/b is not in the hub's cache, and"),
+        (lambda: scorers.load("hf-hub:a/b"), r"^eval: a/b is not in the hub's cache, and"),
+    ):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=rf"{said} .* cannot be asked for it \(ConnectError: "):
+            load()
+        assert time.monotonic() - began < 10
+    folder = checkpoint.export(Store(str(tmp_path / "out")), made := build(tmp_path), made.net.state_dict())
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: f"{folder}/{file}")
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", lambda repo_id, filename, **_: str(Path(folder) / filename))
+    assert models.build(Train.model_validate({"model": "hf-hub:a/b"})).image_size == made.image_size
+
+
+def test_what_is_no_folder_is_told_in_a_line() -> None:
     with pytest.raises(UserError, match=r"^train\.model: open_clip cannot make local-dir:/nowhere .*FileNotFoundError"):
         models.build(Train.model_validate({"model": "local-dir:/nowhere"}))
 

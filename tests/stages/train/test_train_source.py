@@ -12,7 +12,7 @@ from stages.train.prepare import Prepare
 from tests.support import training
 
 
-@pytest.mark.parametrize("name", ["jpg", "webp", "000.png", "json"])
+@pytest.mark.parametrize("name", ["jpg", "webp", "000.png", "json", "__key__", "__url__"])
 def test_a_member_that_holds_no_text_is_no_caption(name: str) -> None:
     with pytest.raises(UserError, match=rf"^train\.caption: {name} is no text"):
         Prepare(lambda texts: texts, caption=name)
