@@ -122,7 +122,9 @@ def explain(
     run: Run,
     what: Annotated[
         str,
-        typer.Argument(help="A URL, a uid, a sample's key, host=NAME, text=WORDS of a caption, row=NUMBER of the input, or child=NUMBER."),
+        typer.Argument(
+            help="A URL, uid, sample's key or the list's id, host=NAME, text=WORDS of a caption, row=NUMBER of the input, or child=NUMBER."
+        ),
     ],
 ) -> None:
     """Tells what became of a row, and why."""

@@ -25,7 +25,7 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
         if not known.published:
             raise UserError(f"{folder}: the run is not finished; repeat `shardmill run`")
     with views.connect(b.run.store) as con:
-        if not a.run.store.local:
+        if not a.run.store.local and a.run.store.fs.protocol != b.run.store.fs.protocol:  # else DuckDB has it already
             con.register_filesystem(a.run.store.committed)
         _make(a, con, "facts_a")
         _make(b, con, "facts_b")

@@ -15,11 +15,13 @@ from pipeline.runs import reopen
 
 TOLD_OF = "{columns}"  # stands in a test for the view that holds the columns of a ledger's rows
 CAPTIONS = "{captions}"  # … and for the texts of a row, as the input has it and cleaned
+NAMED = "(url = ? OR uid = ? OR key = ?)"
 MOST = 20  # rows that are told, and children of each
 
 
 def stories(run: str, what: str) -> list[dict[str, Any]]:
-    """All that is known of the first MOST rows with this URL, uid, sample key, `host=NAME`, `text=WORDS`, `row=NUMBER` or `child=NUMBER`.
+    """All that is known of the first MOST rows with this URL, uid, sample key, id of the list or place in storage, `host=NAME`,
+    `text=WORDS`, `row=NUMBER` or `child=NUMBER`.
 
     Where a stage makes several rows of one, each is a row of the input with its `children`: all, or those that were asked for.
     Raises UserError when there is none, and where the run has no ledger yet.
@@ -40,9 +42,12 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
         if expanded and not found:
             asked = _rows(con, "ledger", test, values)
             found = _rows(con, "ledger", f"row IN ({_listed(asked)})", [], "parent")
+        if not found and test == NAMED:  # what the input calls a row: its id, or the place of its bytes
+            test = f"row IN (SELECT row FROM {TOLD_OF} WHERE source_id = ? OR stored_at = ?)"
+            found = _rows(con, "parents_ledger" if expanded else "ledger", test, [what, what])
         if not found:
             numbers = "row=NUMBER for a row of the input" + (", child=NUMBER for a row made of one" if expanded else "")
-            raise UserError(f"{run}: no row with {what!r} as URL, uid or key (give host=NAME, text=WORDS of a caption, {numbers})")
+            raise UserError(f"{run}: no row with {what!r} as URL, uid, key or id (give host=NAME, text=WORDS of a caption, {numbers})")
         if not expanded:
             return told(con, f"k.row IN ({_listed(found)})")
         parents: list[dict[str, Any]] = (
@@ -76,7 +81,7 @@ def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
         if match[1] == "host":
             return f"lower(regexp_extract(url, '{views.HOST}', 1)) = lower(?)", [match[2]]
         return f"row IN (SELECT row FROM {TOLD_OF} WHERE contains(lower({CAPTIONS}), lower(?)))", [match[2]]
-    return "(url = ? OR uid = ? OR key = ?)", [what, what, what]
+    return NAMED, [what, what, what]
 
 
 def _rows(con: Any, view: str, test: str, values: list[Any], column: str = "row") -> list[int]:

@@ -78,7 +78,8 @@ def _repeats(report: dict[str, Any], say: Any) -> None:
         for one in lines[:1]:
             if one["rows"] >= max(REPEAT_LEAST, REPEAT_SHARE * report["rows_in"]):
                 say(
-                    f"repeated_{what}", f"{one['rows']:,} rows have {said[what]}; {one['kept']:,} of them are kept (as row {one['row']:,})."
+                    f"repeated_{what}",
+                    f"{one['rows']:,} rows have {said[what]}; {one['kept']:,} of them are kept. One is row {one['row']:,}.",
                 )
 
 

@@ -2,7 +2,8 @@
 
 The counts are those of a run with that threshold, not estimates: the selection itself is run again over the facts. Once is enough
 where a threshold cannot change which row of a cluster is kept: near-duplicates keep the best by similarity, so whoever stands for a
-cluster without a threshold stands for it with any threshold that it passes. Else it is run for each threshold.
+cluster without a threshold stands for it with any threshold that it passes. For another score only the near-duplicates are looked at for
+each threshold; and where a later rule counts rows, the whole selection is run for each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
 from pipeline.report import examples
 from pipeline.stage import KEPT
-from stages.selection import passes, subset
+from stages.selection import best_first, passes, subset
 from stages.selection.rules import Rule, Rules
 
 STEPS, RUNS = 100, 12  # thresholds of a slider: where one run of the selection gives them all, and where each needs its own
@@ -64,6 +65,8 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
     if once:
         counts = ", ".join(f'count(*) FILTER ("{column}" {sign} {text})' for text in thresholds)
         found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchall()[0]) if thresholds else []
+    elif all(rule.keep is not None for rule in ([] if at is None else rules[at + 1 :])):
+        found = _kept_of_clusters(known, con, column, free, [f"{sign} {text}" for text in thresholds])
     else:
         found = [_kept_with(known, con, _placed(rules, at, f"{column} {sign} {text}", column)) for text in thresholds]
     con.execute("DROP TABLE IF EXISTS temp.selected")
@@ -135,14 +138,45 @@ def _free_name(rules: list[Rule], column: str) -> str:
     return next(name for name in [base, *(f"{base}_{n}" for n in range(2, 99))] if name not in names)
 
 
-def _select(known: Known, con: Any, rules: list[Rule]) -> None:
-    """Temporary table `selected`: the fates by these rules."""
+def _kept_of_clusters(known: Known, con: Any, column: str, free: list[Rule], bounds: list[str]) -> list[int]:
+    """Rows kept with each of these bounds on the column, where the rules look at one row each: then they are applied once, and only the
+    near-duplicates are looked at for each bound, among those that have any."""
+    _select(known, con, free, clusters=False)
+    dedup: Any = known.run.layout.dedup
+    there = columns_known(known.run)
+    keys = [", ".join(f'"{name}"' for name in names) for names, _ in passes(there, dedup.stage.config.on if dedup else None)]
+    lone = " AND ".join(f"(({_any_null(names)}) OR count(*) OVER (PARTITION BY {names}) = 1)" for names in keys)
+    listed = ", ".join(dict.fromkeys(", ".join(keys).split(", ")))
+    con.execute(
+        f'CREATE OR REPLACE TEMP TABLE contenders AS SELECT *, {lone} AS lone FROM (SELECT row, "{column}" AS bound, {listed}, '
+        f"row_number() OVER (ORDER BY {best_first(there)}) AS rank FROM facts WHERE row IN (SELECT row FROM temp.selected "
+        f"WHERE fate = '{KEPT}'))"
+    )
+    out = []
+    for bound in bounds:
+        source = f"(SELECT * FROM contenders WHERE NOT lone AND bound {bound})"
+        for names in keys:
+            source = f"(SELECT * FROM {source} QUALIFY ({_any_null(names)}) OR rank = min(rank) OVER (PARTITION BY {names}))"
+        (kept,) = con.execute(
+            f"SELECT (SELECT count(*) FROM contenders WHERE lone AND bound {bound}) + (SELECT count(*) FROM {source})"
+        ).fetchall()[0]
+        out.append(int(kept))
+    con.execute("DROP TABLE contenders")
+    return out
+
+
+def _any_null(names: str) -> str:
+    return " OR ".join(f"{name} IS NULL" for name in names.split(", "))
+
+
+def _select(known: Known, con: Any, rules: list[Rule], clusters: bool = True) -> None:
+    """Temporary table `selected`: the fates by these rules, near-duplicates among them unless without `clusters`."""
     stage: Any = selection_stage(known)
     layout = known.run.layout
     dedup: Any = layout.dedup
     con.execute("DROP TABLE IF EXISTS temp.selected")
     on = dedup.stage.config.on if dedup else None
-    type(stage)(Rules(rules)).run(con, "facts", seed=known.run.config.run.seed, shards=_ONE_SHARD, dedup_on=on)
+    type(stage)(Rules(rules)).run(con, "facts", seed=known.run.config.run.seed, shards=_ONE_SHARD, dedup_on=on, clusters=clusters)
 
 
 class _OneShard:

@@ -47,16 +47,17 @@ class Selection(Stage):
             if rule.subset_file is not None:
                 subset.read(rule.subset_file).close()
 
-    def run(self, con: Any, view: str, *, seed: int, shards: Any, dedup_on: str | None) -> None:
+    def run(self, con: Any, view: str, *, seed: int, shards: Any, dedup_on: str | None, clusters: bool = True) -> None:
         """Makes the temporary table `selected` of the DuckDB connection `con`: one line for each row of `view`.
 
         `view` has `row`, `fate`, `detail`, `uid` and any other columns; `row` counts from 0 without a gap. `selected` has
         `row` BIGINT, `fate`, `detail` VARCHAR, `shard`, `index` INTEGER (index null for dropped rows, but for order input).
-        `shards`: has samples, order, multiple_of. `dedup_on`: caption, image, both or None. Raises UserError as `check`.
+        `shards`: has samples, order, multiple_of. `dedup_on`: caption, image, both or None; without `clusters` no
+        near-duplicate falls. Raises UserError as `check`.
         """
         columns = {field.name: field.type for field in con.sql(f'SELECT * FROM "{view}" LIMIT 0').to_arrow_table().schema}
         self.check(columns)
-        order = passes(columns, dedup_on)
+        order = passes(columns, dedup_on) if clusters else []
         wanted = ["row", "fate", "detail", "uid", *(name for rule in self.rules for name in columns_of_rule(rule, columns))]
         wanted += [name for name in ("similarity", *AREA) if name in columns]
         wanted += [name for keys, _ in order for name in keys]
@@ -200,15 +201,12 @@ def _number(name: str) -> str:
 
 
 def _one_of_each(con: Any, keys: list[str], reason: str, columns: Mapping[str, Any]) -> None:
-    """Of the kept rows that agree in all of `keys` (none null) the best stays: by score, size, uid, row."""
-    best = [f"{_number('similarity')} DESC NULLS LAST"] if "similarity" in columns else []
-    if set(AREA) <= set(columns):
-        best.append("CAST(original_width AS BIGINT) * original_height DESC NULLS LAST")
+    """Of the kept rows that agree in all of `keys` (none null) the best stays."""
     names = ", ".join(f'"{name}"' for name in keys)
     there = " AND ".join(f'"{name}" IS NOT NULL' for name in keys)
     con.execute(
         "CREATE OR REPLACE TEMP TABLE fallen AS SELECT row, best FROM (SELECT row, first_value(row) OVER "
-        f"(PARTITION BY {names} ORDER BY {', '.join([*best, 'uid', 'row'])}) AS best "
+        f"(PARTITION BY {names} ORDER BY {best_first(columns)}) AS best "
         f"FROM choice WHERE fate = '{KEPT}' AND {there}) WHERE row <> best"
     )
     detail = _text(f"of the rows with its {' and '.join(keys)}, row ") + " || f.best || " + _text(" is the better one")
@@ -218,6 +216,14 @@ def _one_of_each(con: Any, keys: list[str], reason: str, columns: Mapping[str, A
         f"CASE WHEN f.row IS NULL THEN c.detail ELSE {detail} END AS detail) FROM choice c LEFT JOIN fallen f ON f.row = c.row",
     )
     con.execute("DROP TABLE fallen")
+
+
+def best_first(columns: Mapping[str, Any]) -> str:
+    """SQL of the order by which the best of near-duplicates comes first: by score, size, uid, row."""
+    best = [f"{_number('similarity')} DESC NULLS LAST"] if "similarity" in columns else []
+    if set(AREA) <= set(columns):
+        best.append("CAST(original_width AS BIGINT) * original_height DESC NULLS LAST")
+    return ", ".join([*best, "uid", "row"])
 
 
 def _place(con: Any, seed: int, shards: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import clean, explain, plan, verify, views
+from pipeline import browse, clean, compare, explain, plan, report, verify, views
 from pipeline.errors import TransientError
 from pipeline.progress import Quiet
-from pipeline.runs import run
+from pipeline.runs import reopen, run
 from pipeline.storage import Store
+from tests.support import serial
 from tests.support.corpus import caption, picture, shardmill, write_config, write_list
 from tests.support.s3 import environment, requests, s3_server
 from tests.support.server import Server
@@ -99,3 +100,28 @@ def test_every_command_works_on_a_run_in_a_bucket(
     assert '"secret"' not in written
     assert '"key"' not in written
     assert s3["client_kwargs"]["endpoint_url"] in written
+
+
+def test_two_runs_in_a_bucket_are_compared_and_one_is_looked_through(
+    s3: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    with Server() as server:
+        server.files |= {f"/pictures/{n}.jpg": picture(n) for n in range(8)}
+        listed = write_list(tmp_path / "list.parquet", [server.url(f"/pictures/{n}.jpg") for n in range(8)], [caption(n) for n in range(8)])
+        for name, kept in (("a", 8), ("b", 3)):
+            changes: dict[str, Any] = {"run__root": "s3://bucket/pairs", "run__name": name, "run__storage_options": s3}
+            rules = [{"name": "few", "sample": kept}]
+            serial.run(write_config(tmp_path / f"{name}.yaml", server, listed, stages__selection=rules, **changes))
+    a, b = "s3://bucket/pairs/a", "s3://bucket/pairs/b"
+    compare.show(a, b)
+    (page,) = [name for name in Store(b).names("report") if name.startswith("compare-a-") and name.endswith(".json")]
+    assert Store(b).read_json(f"report/{page}")["overlap"]["kept_by_both"] == 3
+    report.show(b)
+    known = reopen(b)
+    with views.connect(known.run.store) as con:
+        rows = browse.Rows(known, con)
+        assert rows.find({"fate": "kept"})["total"] == 3
+        assert (rows.image(0) or ("", b""))[0] == "image/jpeg"
+    assert explain.stories(b, "row=7")[0]["row"] == 7

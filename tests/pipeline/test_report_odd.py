@@ -116,6 +116,44 @@ def test_of_what_is_better_the_smaller_a_threshold_goes_the_other_way(server: Se
     assert "Keep claimed_punsafe ≤ " in (run / "report" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("on", ["caption", "image", "both", None])
+@pytest.mark.parametrize("images", [True, False])
+def test_counts_of_near_duplicates_are_those_of_the_selection_itself(server: Server, tmp_path: Path, on: str | None, images: bool) -> None:
+    """Of every threshold on a score that does not decide among near-duplicates."""
+    from pipeline.phases.select import view_selected
+    from pipeline.report import tables, whatif
+
+    lists = listed(server, tmp_path)
+    urls = [server.url(f"/{n // 3}.jpg?{n}", "host.test") for n in range(ROWS)]
+    server.files |= {f"/{n // 3}.jpg?{n}": picture(n // 3) for n in range(ROWS)}
+    texts = [caption(n // 2) + "." * (n % 2) for n in range(ROWS)]
+    unsafe = pa.array([None if n == 5 else n * 7 % 10 / 10 for n in range(ROWS)], pa.float32())
+    pq.write_table(pa.table({"URL": urls, "TEXT": texts, "punsafe": unsafe}), lists / "list.parquet")
+    rules = [
+        {"name": "charm", "keep": "charm >= 1"},
+        {"name": "unsafe", "keep": "claimed_punsafe <= 0.8"},
+        {"name": "all", "keep": "row >= 0"},
+    ]
+    given = stages(server, rules)
+    given["dedup"] = {"on": on}
+    for name, there in (("dedup", on), ("image_dedup", images)):
+        if not there:
+            del given[name]
+    known = reopen(str(made(server, tmp_path, given)))
+    with views.connect(known.run.store) as con:
+        known.view_known(con, "known", image_dedup=True)
+        view_selected(known, con)
+        tables.make_facts(known, con)
+        for column in ("charm", "claimed_punsafe"):
+            found = whatif.make(known, con, column, 0)
+            listed_rules = [rule for rule in given["selection"] if not rule["keep"].startswith(column)]
+            for text, kept in zip(found["thresholds"], found["kept"], strict=True):
+                asked = whatif.Rule(name="asked", keep=f"{column} {found['sign']} {text}")
+                assert whatif._kept_with(known, con, [*(whatif.Rule(**rule) for rule in listed_rules), asked]) == kept
+                con.execute("DROP TABLE temp.selected")
+            assert len(set(found["kept"])) >= 3
+
+
 def test_pictures_are_blurred_by_any_score_that_is_named(server: Server, tmp_path: Path) -> None:
     listed(server, tmp_path, NSFW=["NSFW" if n == 1 else "UNLIKELY" for n in range(ROWS)])
     run = made(server, tmp_path, stages(server, []), report={"unsafe": 0.9, "unsafe_by": ["charm", "claimed_punsafe", "none"]})
@@ -280,6 +318,11 @@ def test_a_report_of_videos_tells_of_the_videos_too(films: Path, capsys: pytest.
     assert "3 clips of videos with their texts, kept of 3 that were made of 3 rows" in card
     assert "| `subtitle_files:no_track` | 1 | 33.3% |" in card
     assert "`KEY.000.jpg`" in card
+
+
+def test_a_video_without_a_url_is_found_by_what_the_list_calls_it(films: Path) -> None:
+    for what, row in (("<b>a</b>", 0), ("c", 2), (str(films.parents[1] / "b.mp4"), 1)):
+        assert [story["row"] for story in explain.stories(str(films), what)] == [row]
 
 
 def test_clips_are_seen_by_their_middle_frame(films: Path) -> None:
