@@ -37,7 +37,9 @@ def main() -> None:
                 right += 1
                 off.append(min(same, key=abs))
     told = np.percentile(np.abs(off), [50, 90, 95, 100]).round(2) if off else []
-    print(f"words said {sum(map(len, said))}, found {right}; their starts off by (s, quantiles 50 90 95 100): {told}, median {np.median(off):.2f}")
+    near = sum(abs(each) <= 0.5 for each in off)
+    print(f"words said {sum(map(len, said))}, heard anywhere {right}, within 0.5 s of their time {near}")
+    print(f"starts off by (s, quantiles 50 90 95 100): {told}, median {np.median(off):.2f}")
 
 
 if __name__ == "__main__":
