@@ -1,6 +1,6 @@
 """Speech recognition: the sound of a video to words with times, by faster-whisper (extra `speech`) from a model's folder.
 
-Sound is read as a stream. faster-whisper takes whole arrays, and holds some forty times a second's bytes while it makes its features; so it
+Sound is read as a stream. faster-whisper takes whole arrays, and of five minutes needs 300 MB for its features; so it
 gets windows of WINDOW_S at most, which end where the last of it is quietest, and a film's length does not matter. Windows know nothing of
 one another but the language that the first one with speech was heard in. Nothing is drawn by chance (temperature 0 alone), so the same
 sound gives the same words; and no window's text is the next one's prompt, since that is how one error becomes a loop.
