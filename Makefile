@@ -63,7 +63,7 @@ browser: ## the tests that use the pages in a real Chromium (installed by apt wh
 	@$(bin)/python -m pytest tests/pipeline/test_report_browser.py tests/pipeline/test_report_page.py
 
 test-all: ## all tests, the slow ones and those of every extra too
-	$(venv) dev sample s3 video browser train scorer eval img2dataset cluster pages $(EXTRAS)
+	$(venv) dev sample s3 video browser train scorer eval img2dataset cluster pages speech $(EXTRAS)
 	@$(bin)/python -m pytest --run-slow $(TESTS)
 
 lint: ## ruff, strict mypy, the floors, and that docs/reference is fresh

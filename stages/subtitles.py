@@ -38,11 +38,14 @@ class Subtitles(Stage):
     adds = {
         "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where no word is timed", stored=False),
         "subtitle_format": Column(
-            pa.string(), "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv, caption_pickle or embedded_CODEC"
+            pa.string(),
+            "vtt, srt, sbv, json3, srv1, srv2, srv3, ttml, howto100m, milnce_csv, caption_pickle, embedded_CODEC, or speech (recognised)",
         ),
         "subtitle_encoding": Column(pa.string(), "the encoding that the text was read by"),
         "subtitle_language": Column(pa.string(), "the language that the file names, if it does"),
-        "subtitle_automatic": Column(pa.bool_(), "it has the rolling form of automatic captions; false says only that nothing shows it"),
+        "subtitle_automatic": Column(
+            pa.bool_(), "recognised, or of the rolling form of automatic captions; false says only that nothing shows it"
+        ),
         "word_times": Column(pa.string(), "real, interpolated (equal steps, as in translated tracks) or none"),
         "subtitle_oddities": Column(pa.string(), "what was mended or left out, with counts: `bad_timing 2, repeated_lines 40`"),
     }

@@ -1,4 +1,4 @@
-"""Stage `subtitle_files`: a video's subtitle file from where the list says it lies, or the text track of the video itself.
+"""Stage `subtitle_files`: a video's subtitle file from where the list says it lies, the text track of the video itself, or its speech.
 
 It stands before the barrier of the download, since segments are made of the subtitles and only those that stay are fetched. Files are
 small; what lies in the list itself is left as it is. A text track has to be read from the whole video: one on this machine is read
@@ -19,6 +19,7 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, drop
 from stages.download import config as options
+from stages.download import speech as recognise
 from stages.download.reasons import REASONS
 from stages.download.stage import Download, _LoopThread
 from stages.lib.subtitles import SubtitleError
@@ -28,8 +29,8 @@ Found = tuple[bytes | None, str, str | None]  # a subtitle file, fate and detail
 
 
 class SubtitleFiles(Download):
-    """Fetches `subtitle_at` where `subtitle` is empty; where both are, takes the video's own text track. Its options are the download's;
-    limits per host are kept together with it."""
+    """Fetches `subtitle_at` where `subtitle` is empty; where both are, takes the video's own text track, and where it has none, by option,
+    recognises what is said. Its options are the download's; limits per host are kept together with it."""
 
     name = "subtitle_files"
     version = 2
@@ -39,13 +40,14 @@ class SubtitleFiles(Download):
         "url": Column(pa.string(), "of the video"),
         "stored_at": Column(pa.string(), "of a video that lies in storage already"),
     }
-    adds = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes, or a text track as JSON", stored=False)}
+    adds = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes, or a text track or recognised speech as JSON", stored=False)}
     reasons = {
         **REASONS,
         "missing": "the row has neither a subtitle file nor an address of one, and `tracks` does not look into its video",
         "local": "a path, which `local` does not allow",
         "no_track": "nor has its video a text track with a cue; subtitles that are images have no text",
         "not_a_video": "the video cannot be opened to look for a text track, or its texts are more than max_bytes",
+        **recognise.REASONS,
     }
 
     class Config(options.Config):
@@ -61,10 +63,20 @@ class SubtitleFiles(Download):
         """Of several text tracks the first of these languages (en, de …) is taken, else the file's default, else its first."""
         max_video_bytes: options.Size = Field(2_000_000_000, ge=1)
         """Largest video that is fetched for its text track."""
+        speech: recognise.Options | None = None
+        """Of videos that `tracks` looks into and that have no text track, speech is recognised (extra `speech`)."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self._videos: _Videos | None = None
+        self._listener: recognise.Listener | None = None
+        if self.config.speech is not None:
+            self.files, self.resources = self.config.speech.files(), self.config.speech.resources()
+
+    def check_ready(self) -> None:
+        super().check_ready()
+        if self.config.speech is not None:
+            recognise.require(self.config.speech)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """See `pieces`."""
@@ -115,7 +127,15 @@ class SubtitleFiles(Download):
         self._videos.lease_call = self.lease_call
         asked = wanted.select(["row", "fate", "detail", "url", "stored_at"])
         asked = asked.append_column("expected_hash", pa.nulls(len(wanted), pa.string()))
-        return self._thread.run(self._tracks(self._videos, asked, goes_on))
+        if self.config.speech is not None and self._listener is None:
+            self._listener = recognise.Listener(self.config.speech)
+        try:
+            return self._thread.run(self._tracks(self._videos, asked, goes_on))
+        except BaseException:  # Ctrl-C, for one: the thread that listens must not go on for hours
+            if self._listener is not None:
+                self._listener.stop()
+                self._listener = None
+            raise
 
     async def _tracks(self, videos: _Videos, asked: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
         loop, made = asyncio.get_running_loop(), []
@@ -123,7 +143,7 @@ class SubtitleFiles(Download):
             found: list[Found] = []
             try:
                 for path, fate, detail in zip(*(piece[name].to_pylist() for name in ("video", "fate", "detail")), strict=True):
-                    found.append(await loop.run_in_executor(None, self._track, path) if fate == KEPT else (None, fate, detail))
+                    found.append(await loop.run_in_executor(None, self._track, path, goes_on) if fate == KEPT else (None, fate, detail))
                     goes_on()
             finally:
                 videos.release(piece)
@@ -132,11 +152,13 @@ class SubtitleFiles(Download):
             made.append(pa.table({"row": piece["row"], **columns}))
         return pa.concat_tables(made)
 
-    def _track(self, path: str) -> Found:
+    def _track(self, path: str, goes_on: Callable[[], None]) -> Found:
         try:
             track = choose(read_tracks(path, self.config.max_bytes), self.config.languages)
         except SubtitleError as err:
             return None, f"{self.name}:not_a_video", err.detail
+        if track is None and self._listener is not None:
+            return self._listener.heard(path, goes_on)
         return (as_file(track), KEPT, None) if track else (None, f"{self.name}:no_track", "no text track with a cue in the video")
 
     async def aclose(self) -> None:

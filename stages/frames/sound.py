@@ -1,8 +1,6 @@
 """The sound of spans of a file: 16,000 samples a second of one channel, at their places in the container's time.
 
-Sample n of a clip is what is heard at start + n / 16,000 s. Within a stretch without a gap samples are counted, not timed, so places are as
-exact as the time of its first sample: half a sample, and half a tick of the container (Matroska: 0.5 ms). Where the file's times run away
-from the count by more than DRIFT_S, the count begins anew. What the file lacks is silence, and counted.
+Sample n of a clip is what is heard at start + n / 16,000 s. What the file lacks is silence, and counted.
 """
 
 from __future__ import annotations
@@ -13,14 +11,12 @@ import wave
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 from stages.lib import containers
+from stages.lib.audio import RATE, stretches
 
-RATE = 16_000
-DRIFT_S = Fraction(2, 1000)
 LEAD_S = 1  # of sound that is decoded before a span: codecs need some packets until they are right
 
 
@@ -44,7 +40,7 @@ def sounds(
         coming: Iterator[tuple[int, np.ndarray]] = iter(())
         if stream is not None and stream.codec_context is not None:
             containers.only(container, [stream])
-            coming = _stretches(container, stream, _near([spans_s[n] for n in order]), goes_on)
+            coming = stretches(container, stream, _near([spans_s[n] for n in order]), goes_on)
         yield from _placed(coming, [(n, *spans_s[n]) for n in order])
 
 
@@ -98,93 +94,6 @@ def _near(spans: list[tuple[float, float]]) -> Callable[[float, float], bool]:
         return before > 0 and ends[before - 1] > a
 
     return near
-
-
-def _stretches(
-    container: Any, stream: Any, near: Callable[[float, float], bool], goes_on: Callable[[], None]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(sample since the container's start, samples) of what is near the spans, in the order of the file."""
-    start = Fraction(container.start_time or 0, 1_000_000)
-    run: _Run | None = None
-    for frame in _frames(container, stream, near, goes_on):
-        if frame is None or frame.pts is None:
-            if run is not None:
-                yield from run.rest()
-            run = None
-            continue
-        at = frame.pts * frame.time_base - start
-        if run is not None and not run.goes_on_with(frame, at):
-            yield from run.rest()
-            run = None
-        run = run or _Run(frame, at)
-        yield from run.add(frame)
-    if run is not None:
-        yield from run.rest()
-
-
-def _frames(container: Any, stream: Any, near: Callable[[float, float], bool], goes_on: Callable[[], None]) -> Iterator[Any]:
-    """Decoded frames; None for a gap: what is not near, and what cannot be decoded."""
-    import av
-
-    context, start = stream.codec_context, (container.start_time or 0) / 1_000_000
-    skipping = False
-    packets = container.demux(stream)
-    for number in itertools.count():
-        if number % 64 == 0:
-            goes_on()
-        try:
-            packet = next(packets, None)
-        except (av.error.FFmpegError, OSError):
-            return
-        if packet is None:
-            return
-        if packet.size and packet.pts is not None:
-            at = float(packet.pts * packet.time_base) - start
-            if not near(at, at + max(0.2, float((packet.duration or 0) * packet.time_base))):
-                skipping = True
-                continue
-        if skipping:
-            context.flush_buffers()
-            skipping = False
-            yield None
-        try:
-            yield from context.decode(packet if packet.size else None)
-        except av.error.EOFError:
-            continue
-        except av.error.MemoryError:
-            raise
-        except (av.error.FFmpegError, ValueError):
-            yield None
-
-
-class _Run:
-    """A stretch of sound without a gap, on its way to RATE."""
-
-    def __init__(self, frame: Any, at: Fraction) -> None:
-        import av
-
-        self.kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        self.resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-        self.begin, self.taken = at, 0
-        self.next = round(at * RATE)
-
-    def goes_on_with(self, frame: Any, at: Fraction) -> bool:
-        expected = self.begin + Fraction(self.taken, self.kind[2])
-        return self.kind == (frame.format.name, frame.layout.name, frame.sample_rate) and abs(at - expected) <= DRIFT_S
-
-    def add(self, frame: Any) -> Iterator[tuple[int, np.ndarray]]:
-        self.taken += frame.samples
-        frame.pts = None  # places are counted
-        yield from self._out(frame)
-
-    def rest(self) -> Iterator[tuple[int, np.ndarray]]:
-        yield from self._out(None)
-
-    def _out(self, frame: Any) -> Iterator[tuple[int, np.ndarray]]:
-        for made in self.resampler.resample(frame):
-            samples = made.to_ndarray().reshape(-1)
-            yield self.next, samples
-            self.next += len(samples)
 
 
 def encode(samples: np.ndarray, kind: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from stages.lib.subtitles import embedded, howto100m, srt, ttml, webvtt, youtube
+from stages.lib.subtitles import embedded, howto100m, recognised, srt, ttml, webvtt, youtube
 from stages.lib.subtitles.decode import decode
 from stages.lib.subtitles.finish import finish
 from stages.lib.subtitles.model import REASONS, Cue, Found, SubtitleError, Track, Word
@@ -75,6 +75,8 @@ def _timed_lines(text: str, hint: str) -> str:
 def _read_json(data: Any, video: str | None) -> tuple[str, Found]:
     if embedded.is_file(data):
         return f"embedded_{data['text_track']}", embedded.read_file(data)
+    if recognised.is_file(data):
+        return "speech", recognised.read_file(data)
     if youtube.is_json3(data):
         return "json3", youtube.read_json3(data)
     return "howto100m", howto100m.read_captions(howto100m.pick(data, video))

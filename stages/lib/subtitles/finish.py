@@ -41,7 +41,7 @@ def finish(found: Found, kind: str, encoding: str) -> Track:
     raws = _ends(raws, odd)
     cues = tuple(_cue(raw, automatic and times == "real") for raw in raws)
     oddities = {name: n for name, n in sorted(odd.items()) if n}
-    return Track(cues, kind, encoding, found.language, automatic, times, count, oddities)
+    return Track(cues, kind, encoding, found.language, automatic or found.automatic, times, count, oddities)
 
 
 def _without_hidden(raws: list[RawCue], odd: Counter[str]) -> list[RawCue]:

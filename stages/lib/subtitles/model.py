@@ -65,7 +65,7 @@ class Track:
     encoding: str
     language: str | None = None
     automatic: bool = False
-    """Marked as made by a machine: YouTube's rolling form. False says only that nothing shows it."""
+    """Made by a machine: of YouTube's rolling form, or recognised here. False says only that nothing shows it."""
     word_times: WordTimes = "none"
     """`interpolated`: the steps within a line are all equal, as in translated tracks; of no use below the line."""
     cues_in: int = 0
@@ -99,6 +99,8 @@ class Found:
     language: str | None = None
     rolling: bool | None = None
     """None: to be seen from the cues (WebVTT); True: lines are shown longer than they are said, but not repeated (json3, srv3)."""
+    automatic: bool = False
+    """Known to be made by a machine, whatever its form."""
 
 
 def to_ms(seconds: Any) -> int | None:
