@@ -103,7 +103,7 @@ class Stage:
     shape: ClassVar[Shape] = "rows"
     # Of the class; an instance may set its own where they follow from its config.
     reads: Mapping[str, Column] = {}
-    may_read: Mapping[str, Column] = {}  # taken where an earlier stage of the same phase adds them
+    may_read: Mapping[str, Column] = {}  # taken where an earlier stage of the same phase (of a shuffle: any) adds them
     adds: Mapping[str, Column] = {}
     reasons: Mapping[str, str] = {}
     resources: Resources = Resources()

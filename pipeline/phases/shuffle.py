@@ -154,7 +154,8 @@ class ShuffleWork:
         """Rows -> entries, sorted into the exchange's buckets."""
         tables = []
         for path, base in job["parts"]:
-            table = self.store.read_table(path, list(dict.fromkeys(["row", *self.stage.reads, "fate"])))
+            may = {*self.stage.may_read} & {*self.store.columns(path)} if self.stage.may_read else ()
+            table = self.store.read_table(path, list(dict.fromkeys(["row", *self.stage.reads, *sorted(may), "fate"])))
             table = table.filter(pc.equal(table["fate"], KEPT)).drop_columns(["fate"])
             tables.append(table.set_column(table.schema.get_field_index("row"), "row", pc.add(table["row"], base)))
         rows = pa.concat_tables(tables)

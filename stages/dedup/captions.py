@@ -80,19 +80,20 @@ class Dedup(Stage):
     """Clusters of near-duplicate captions over the whole input."""
 
     name = "dedup"
-    version = 1
+    version = 2
     shape = "shuffle"
     reads = {
         "uid": Column(pa.string(), "32 hexadecimal digits; the order of rows"),
         "url": Column(pa.string(), "the image's address; null: never the same pair as another row"),
         "caption": Column(pa.string(), "the cleaned caption"),
     }
+    may_read = {"start_s": Column(pa.float64(), "of a clip: the same words of one video at another time are another pair")}
     adds = {
         "cluster": Column(pa.string(), "uid of the smallest row among those whose captions near-duplicates join to this one"),
         "cluster_size": Column(pa.int32(), "rows of the cluster, 1 or more, those that fell here included"),
     }
     reasons = {
-        "same_pair": "an earlier row (by uid, then row) has the very same URL and caption",
+        "same_pair": "an earlier row (by uid, then row) has the very same URL and caption (and, of clips, start)",
         "max_per_caption": "max_per_caption earlier rows have the same caption but for case, width and white space",
     }
     resources = Resources(cpus=1, memory=3 << 30)
@@ -108,12 +109,12 @@ class Dedup(Stage):
         return int(bands) + 1
 
     def keyed(self, rows: pa.Table) -> pa.Table:
-        """Entries (ENTRIES) of `row`, `uid`, `url` and `caption`. Of identical captions in this table only the smallest row
-        gets band keys, since all of them meet under the caption's own key."""
+        """Entries (ENTRIES) of `row`, `uid`, `url`, `caption` and, of clips, `start_s`. Of identical captions in this table only the
+        smallest row gets band keys, since all of them meet under the caption's own key."""
         row, order = rows["row"].to_numpy(), order_of(rows["uid"])
         texts = normal_batch(rows["caption"])
         caption = text_hashes(texts, KEY_SEED)
-        pair = _pair_hashes(rows["url"], rows["caption"], row)
+        pair = _pair_hashes(rows, row)
         # No caption is no shared caption: such rows meet by URL alone.
         key = np.where(pc.equal(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False), mix(pair), caption)
         by_caption = np.lexsort((row, order, caption))
@@ -206,8 +207,9 @@ def _fate_table(rows: np.ndarray, fate: str, details: list[str]) -> pa.Table:
     return pa.table([rows, pa.repeat(pa.scalar(fate), len(rows)), pa.array(details, pa.string())], schema=FATES)
 
 
-def _pair_hashes(url: pa.ChunkedArray, caption: pa.ChunkedArray, row: np.ndarray) -> np.ndarray:
-    """uint64, equal for the very same URL and caption; a row without a URL is like no other."""
-    joined = pc.binary_join_element_wise(url.cast(pa.string()), pc.fill_null(caption.cast(pa.string()), ""), "\0")
-    none = pc.fill_null(pc.equal(url, ""), True).to_numpy()
+def _pair_hashes(rows: pa.Table, row: np.ndarray) -> np.ndarray:
+    """uint64, equal for the very same URL and caption, and start where there is one; a row without a URL is like no other."""
+    what = [rows[name] for name in ("url", "caption", "start_s") if name in rows.column_names]
+    joined = pc.binary_join_element_wise(rows["url"].cast(pa.string()), *(pc.fill_null(v.cast(pa.string()), "") for v in what[1:]), "\0")
+    none = pc.fill_null(pc.equal(rows["url"], ""), True).to_numpy()
     return np.where(none, mix(row), text_hashes(pc.fill_null(joined, "").combine_chunks(), PAIR_SEED))

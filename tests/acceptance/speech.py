@@ -6,11 +6,13 @@ training took 19 minutes of two busy cores.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.stages.download.test_download_speech import listened, sounding
 from tests.support import whisper, whispertrain
 

@@ -103,3 +103,21 @@ def test_a_videos_story_tells_its_seconds_and_its_clips(config: Path, capsys: py
     assert first["frames"] == "2 of 128x96 h264 -> 96x96 jpg"
     explain.show(str(home), "row=1")
     assert "frames:no_sound" in capsys.readouterr().out
+
+
+def test_the_same_words_of_a_video_at_another_time_stay(config: Path) -> None:
+    folder = config.parent
+    said = [(1000, 3000, "Cut the onion into thin rings."), (6000, 8000, "Cut the onion into thin rings.")]
+    film.write(folder / "twice.mp4", ((ms, picture(ms, 128, 96)) for ms in steady(10, 10.0)), subtitles=said)
+    listed = {"id": ["t"], "path": [str(folder / "twice.mp4")], "url": ["https://example.org/twice"]}
+    pq.write_table(pa.table(listed), folder / "videos.parquet")
+    raw = yaml.safe_load(config.read_text())
+    raw["input"]["columns"]["url"] = "url"
+    names = [*raw["stages"]]
+    stages = {name: raw["stages"][name] for name in names[: names.index("download")]}
+    raw["stages"] = {**stages, "captions": {}, "dedup": {}, "download": raw["stages"]["download"], "frames": {"count": 1, "size": 96}}
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    serial.run(config)
+    found = fates(folder / "runs" / "test")
+    assert "dedup:same_pair" not in found
+    assert sum(found.values()) == 2

@@ -109,6 +109,12 @@ def test_the_same_pair_falls_once_the_smallest_row_stays() -> None:
     assert (sorted(fates[:3]), fates[3]) == (["dedup:same_pair", "dedup:same_pair", "kept"], "kept")
 
 
+def test_the_same_words_of_a_video_at_another_time_are_another_pair() -> None:
+    table = table_of([DOG] * 3, ["v", "v", "v"]).append_column("start_s", pa.array([1.5, 9.25, 1.5]))
+    out, _ = cluster_table(Dedup(), table)
+    assert out["fate"].to_pylist() == ["kept", "kept", "dedup:same_pair"]
+
+
 def test_no_more_than_max_per_caption_go_on_and_they_are_the_smallest() -> None:
     table = table_of([("Stock Photo", "stock  photo")[i % 2] for i in range(25)] + ["logo"] * 10)
     out, _ = cluster_table(Dedup(), table)
