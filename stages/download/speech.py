@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from pipeline.errors import UserError
-from pipeline.stage import KEPT, Resources, Strict, keyless
+from pipeline.stage import KEPT, Resources, Strict, keyless, of_the_past
 from stages.lib import recognition
 from stages.lib.subtitles import SubtitleError, recognised
 
@@ -49,18 +49,22 @@ class Options(Strict):
     """Bytes of memory of one worker, the model included."""
 
     @model_validator(mode="after")
-    def _folder(self) -> Self:
+    def _folder(self, info: ValidationInfo) -> Self:
         try:
             recognition.model_files(self.model)
         except (recognition.ModelError, OSError) as err:
-            raise ValueError(f"model: {err}") from None
+            if not of_the_past(info):
+                raise ValueError(f"model: {err}") from None
         if self.device == "cuda" and not self.gpus:
             raise ValueError("device: cuda needs gpus: above 0, else Ray shows the worker none")
         return self
 
     def files(self) -> list[str]:
-        """What goes into the key."""
-        return recognition.model_files(self.model)
+        """What goes into the key; nothing of a folder that is gone, which only a run of the past may name: its keys are known."""
+        try:
+            return recognition.model_files(self.model)
+        except (recognition.ModelError, OSError):
+            return []
 
     def resources(self) -> Resources:
         return Resources(self.cpus, self.gpus, self.memory, 1 if self.gpus else None)

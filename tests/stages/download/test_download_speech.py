@@ -259,3 +259,10 @@ def test_the_key_knows_the_models_content(tmp_path: Path, chance: Path) -> None:
 def test_a_file_that_only_looks_like_recognised_speech_is_refused(cues: str) -> None:
     with pytest.raises(SubtitleError):
         parse(f'{{"recognised": true, "cues": {cues}}}'.encode())
+
+
+def test_a_run_can_be_read_after_its_model_is_gone(tmp_path: Path) -> None:
+    options = {**QUICK, "speech": {"model": str(tmp_path / "gone")}}
+    with pytest.raises(UserError, match="is no folder"):
+        entry("subtitle_files", options)
+    assert entry("subtitle_files", options, past=True).stage.files == []
