@@ -1,9 +1,10 @@
 """Caption dedup, whole: `python benchmarks/dedup.py [DATA] [--rows 100000 …] [--peer-rows 50000] [--peers datasketch text-dedup …]`.
 
-Captions of benchmarks/captions_generator.py. Ours: a run of shardmill whose URLs are refused unasked, less the same run without dedup (both
-whole process trees, so that Ray, reading and writing count): CPU seconds, wall, peak memory of all processes, and over several sizes the
-slope. Peers (benchmarks/dedup_peers.py) on the same captions, each in a process of its own, what a run of a few rows costs taken off. For
-each, of sampled pairs: the share of true near-duplicates (same cluster of the generator, J >= 0.7 of 5-character shingles) that ends in one
+Captions of benchmarks/captions_generator.py. Ours: the phase within a run of shardmill, from the message that the phase before it is done
+to its own (the whole process tree, so that Ray, reading and writing count), after which the run is stopped: CPU seconds, wall, peak memory
+of all processes, and over several sizes the slope. Peers (benchmarks/dedup_peers.py) on the same captions, each in a process of its own,
+what a run of a few rows costs taken off. For each, of sampled pairs: the share of true near-duplicates (same cluster of the generator,
+J >= 0.7 of 5-character shingles) that ends in one
 cluster, and the share of joined pairs that are true.
 """
 
@@ -52,25 +53,23 @@ def write_list(path: Path, real: list[str], rows: int) -> None:
         writer.close()
 
 
-def shardmill(work: Path, listed: Path, dedup: bool) -> tuple[Cost, Path]:
-    name = "with" if dedup else "without"
-    stages: dict[str, Any] = {"ingest": {}, "captions": {"min_chars": 0}}
-    if dedup:
-        stages["dedup"] = {"on": "caption", "threshold": THRESHOLD, "max_per_caption": None}
-    stages |= {"download": {"contact": "nobody@example.org"}, "images": {}}
-    run = {"name": name, "root": str(work / "runs"), "part_rows": 50_000}
-    (work / f"{name}.yaml").write_text(yaml.safe_dump({"input": {"path": str(listed)}, "run": run, "stages": stages}, sort_keys=False))
-    spent = cost([sys.executable, "-m", "pipeline.cli", "run", str(work / f"{name}.yaml")], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return spent, work / "runs" / name
-
-
 def ours(work: Path, listed: Path) -> tuple[Cost, list[int]]:
-    """What dedup alone costs, peak memory being that of the whole run; the cluster of each row."""
-    plain, _ = shardmill(work, listed, dedup=False)
-    whole, run = shardmill(work, listed, dedup=True)
-    parts = sorted((run / "dedup").glob("*/part-*.parquet"))
+    """What the phase costs within a run, Ray's idling included; the cluster of each row."""
+    stages: dict[str, Any] = {
+        "ingest": {},
+        "captions": {"min_chars": 0},
+        "dedup": {"on": "caption", "threshold": THRESHOLD, "max_per_caption": None},
+        "download": {"contact": "nobody@example.org"},
+        "images": {},
+    }
+    run = {"name": "run", "root": str(work / "runs"), "part_rows": 50_000}
+    (work / "run.yaml").write_text(yaml.safe_dump({"input": {"path": str(listed)}, "run": run, "stages": stages}, sort_keys=False))
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(work / "run.yaml")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    spent = cost(command, env=env, timeout=7200, between=("phase=rows done", "phase=dedup done"))
+    parts = sorted((work / "runs" / "run" / "dedup").glob("*/part-*.parquet"))
     names = pq.read_table(parts, columns=["row", "cluster"]).sort_by("row")["cluster"].combine_chunks().dictionary_encode().indices
-    return Cost(whole.cpu_s - plain.cpu_s, whole.wall_s - plain.wall_s, whole.peak_mb, ""), names.to_pylist()
+    return spent, names.to_pylist()
 
 
 def peer(name: str, work: Path, listed: Path, rows: int) -> tuple[Cost, list[int]] | None:

@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -35,29 +36,49 @@ class Cost:
     output: str
 
 
-def cost(command: Sequence[str], cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 3600) -> Cost:
-    """Runs a command to its end. Raises SystemExit with what it printed if it fails."""
+def cost(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 3600,
+    between: tuple[str, str] | None = None,
+) -> Cost:
+    """Runs a command to its end. Raises SystemExit with what it printed if it fails.
+
+    `between`: two texts that it prints. Only what happens from the first to the second counts, and then the command is asked to stop.
+    """
     with tempfile.TemporaryFile("w+") as log:
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), *command], stdout=log, stderr=subprocess.STDOUT, cwd=cwd, env=env
         )
-        cpu, peak = dict[tuple[int, float], float](), 0.0
+        cpu, peak, before, waiting, reached = dict[tuple[int, float], float](), 0.0, 0.0, between is not None, False
         tree = psutil.Process(process.pid)
         for look in itertools.count():
             if process.poll() is not None or time.monotonic() - began > timeout:
                 break
             with contextlib.suppress(psutil.NoSuchProcess):
                 peak = max(peak, _look(tree.children(recursive=True), cpu, memory=look % PSS_EVERY == 0))
+            if waiting and between and between[0] in _printed(log):
+                waiting, peak, before, began = False, 0.0, sum(cpu.values()), time.monotonic()
+            elif between and not waiting and between[1] in _printed(log):
+                reached = True
+                break
             time.sleep(EVERY_S)
-        wall = time.monotonic() - began
+        spent = Cost(sum(cpu.values()) - before, time.monotonic() - began, peak / 1e6, "")
+        if reached:
+            for one in tree.children():
+                one.terminate()
+            process.wait(timeout=120)
         process.kill()
-        code = process.wait()
-        log.seek(0)
-        output = log.read()
-        if code:
+        code, output = process.wait(), _printed(log)
+        if (code and not reached) or (between and not reached):
             raise SystemExit(f"{' '.join(command)} ended with {code}:\n{output[-4000:]}")
-        return Cost(sum(cpu.values()), wall, peak / 1e6, output)
+        return replace(spent, output=output)
+
+
+def _printed(log: IO[str]) -> str:
+    return Path(f"/proc/self/fd/{log.fileno()}").read_text()
 
 
 def _look(processes: list[psutil.Process], cpu: dict[tuple[int, float], float], memory: bool) -> float:

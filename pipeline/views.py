@@ -21,7 +21,7 @@ from pipeline.errors import TransientError
 from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
 
-MEMORY_LIMIT = "2GB"
+MEMORY_LIMIT, THREADS = "2GB", 8  # each thread holds buffers: DuckDB wants 125 MB for one at least, twice that where it joins
 HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"  # a URL's host, as DuckDB's regexp_extract takes it
 INTERRUPTED = "Query interrupted"  # all that DuckDB says, by a plain RuntimeError, where Ctrl-C ends a query
 
@@ -37,13 +37,14 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
 
     spill = tempfile.mkdtemp(prefix="shardmill-spill-")
     con = duckdb.connect(config={"memory_limit": memory, "temp_directory": spill, "preserve_insertion_order": False})
+    con.execute(f"SET threads = least(current_setting('threads'), {THREADS})")
     try:
         if not store.local:
             con.register_filesystem(store.committed)
             con.execute("SET parquet_metadata_cache = true")
         yield con
     except duckdb.OutOfMemoryException as err:
-        raise TransientError(f"DuckDB has no room to join in: {_line(err)}; free space below {spill}, then repeat the command") from err
+        raise TransientError(f"DuckDB has no room to join in: {_line(err)}; {_way_out(err, memory, spill)}") from err
     except duckdb.InterruptException as err:
         raise KeyboardInterrupt from err
     except RuntimeError as err:
@@ -59,6 +60,12 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
     finally:
         con.close()
         shutil.rmtree(spill, ignore_errors=True)
+
+
+def _way_out(err: Exception, memory: str, spill: str) -> str:
+    if "max_temp_directory_size" in str(err):
+        return f"free space below {spill}, then repeat the command"
+    return f"repeat the command, and if it fails again report how many rows the run has: {memory} should be enough for any number"
 
 
 def _line(err: Exception) -> str:

@@ -53,7 +53,7 @@ def run_phase(engine: Engine, con: Any, stage: Any, store: Store, folder: str, s
     pairs = [{**job, "out": f"{job['id']}.parquet"} for job in pairs]
     results += _missing(engine, store, ShuffleWork(store, stage, "pair"), pairs)
     if stage.payload:
-        verify = list(_join_texts(con, store, stage, steps, [job["out"] for job in pairs]))
+        verify = list(join_texts(con, store, stage, steps, [job["out"] for job in pairs]))
         results += _missing(engine, store, ShuffleWork(store, stage, "verify"), verify)
     edges = [f"{steps}/{name}" for name in store.names(steps, ".edges.parquet")]
     labels = {"id": f"{steps}/labels", "out": f"{steps}/labels.parquet", "edges": edges}
@@ -83,19 +83,25 @@ def _groups(sources: list[Source]) -> Iterator[tuple[int, list[tuple[str, int]]]
         yield rows, held
 
 
-def _join_texts(con: Any, store: Store, stage: Any, steps: str, pairs: list[str]) -> Iterator[Job]:
-    """Candidate pairs with both texts, cut into tables to verify; DuckDB joins them out of core."""
+def join_texts(con: Any, store: Store, stage: Any, steps: str, pairs: list[str]) -> Iterator[Job]:
+    """Candidate pairs with both texts, cut into tables to verify; DuckDB joins them out of core.
+
+    One query for one join: with both, DISTINCT and ORDER BY in a single one, DuckDB pins more than it may hold (seen at 15 million pairs).
+    """
     have = store.names(steps, ".texts.parquet")
     if not store.exists(f"{steps}/texts.json"):
         schema = pa.schema([("a", pa.int64()), ("b", pa.int64())])
         views.files(con, "candidates", store, pairs, schema)
         text = f'SELECT row, "{stage.payload}" AS text FROM alive_rows'
-        sql = (
-            f"SELECT c.a, c.b, ta.text AS text_a, tb.text AS text_b FROM (SELECT DISTINCT a, b FROM candidates) c "
-            f"JOIN ({text}) ta ON ta.row = c.a JOIN ({text}) tb ON tb.row = c.b ORDER BY c.a, c.b"
+        con.execute("CREATE OR REPLACE TEMP TABLE distinct_pairs AS SELECT DISTINCT a, b FROM candidates")
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE one_text AS SELECT p.*, t.text AS text_a FROM distinct_pairs p JOIN ({text}) t ON t.row = p.a"
         )
+        con.execute("DROP TABLE distinct_pairs")
+        sql = f"SELECT p.*, t.text AS text_b FROM one_text p JOIN ({text}) t ON t.row = p.b ORDER BY p.a, p.b"
         for number, table in enumerate(_cut(views.batches(con, sql), VERIFY_PAIRS)):
             store.write_table(f"{steps}/{number:05d}.texts.parquet", table)
+        con.execute("DROP TABLE one_text")
         have = store.names(steps, ".texts.parquet")
         store.write_json(f"{steps}/texts.json", {"tables": len(have)})
     for name in have:
