@@ -153,7 +153,10 @@ class Known:
             con.execute("CREATE OR REPLACE VIEW alive AS SELECT * FROM rows WHERE fate = 'kept'")
 
     def view_known(self, con: Any, name: str, image_dedup: bool) -> None:
-        """View `name`: one line a row with every stored column but image bytes, its fetch, and its fate so far."""
+        """View `name`: one line a row with every stored column but image bytes, its fetch, and its fate so far.
+
+        Views beside it: `fetch_of` (row, fetch_id) of the rows that are fetched, `pool`, and `scores` where there are any.
+        """
         run, layout = self.run, self.run.layout
         self.view_alive(con)
         pool = fetch.stored_schema(stages_of(layout.pool), "fetch_id")
@@ -161,8 +164,8 @@ class Known:
         reads = fetch.pool_reads(run)
         tables = ["rows r", *(["LEFT JOIN dedup d ON d.row = r.row"] if layout.dedup else [])]
         columns = ["r.* EXCLUDE (fate, detail)", *_columns("d", layout.dedup.stage if layout.dedup else None)]
-        source = f"(SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch_id FROM alive)"
-        tables += [f"LEFT JOIN {source} f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch_id = f.fetch_id"]
+        con.execute(f"CREATE OR REPLACE VIEW fetch_of AS SELECT row, {fetch.unit_sql(reads, 'alive')} AS fetch_id FROM alive")
+        tables += ["LEFT JOIN fetch_of f ON f.row = r.row", "LEFT JOIN pool p ON p.fetch_id = f.fetch_id"]
         columns += ["f.fetch_id", *(f'p."{n}"' for n in pool.names if n not in ("fetch_id", *MEDIA, "fate", "detail"))]
         fates = ["r", *(["d"] if layout.dedup else []), "p"]
         if layout.scores:

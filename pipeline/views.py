@@ -22,6 +22,7 @@ from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
 
 MEMORY_LIMIT, THREADS = "2GB", 8  # each thread holds buffers: DuckDB wants 125 MB for one at least, twice that where it joins
+HASHED = "1GB"  # the share that joins and sorts may plan with; what they pin besides has to fit, too, or they fail at ten million rows
 HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"  # a URL's host, as DuckDB's regexp_extract takes it
 INTERRUPTED = "Query interrupted"  # all that DuckDB says, by a plain RuntimeError, where Ctrl-C ends a query
 
@@ -37,6 +38,7 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
 
     spill = tempfile.mkdtemp(prefix="shardmill-spill-")
     con = duckdb.connect(config={"memory_limit": memory, "temp_directory": spill, "preserve_insertion_order": False})
+    con.execute(f"SET operator_memory_limit = '{HASHED}'")
     con.execute(f"SET threads = least(current_setting('threads'), {THREADS})")
     try:
         if not store.local:

@@ -14,7 +14,7 @@ from pipeline.workers import Done
 
 
 def run_phase(known: Known, con: Any) -> list[Done]:
-    """Writes selection/KEY/part-N.parquet for all rows, then done.json. Needs the view `known`."""
+    """Writes selection/KEY/part-N.parquet for all rows, then done.json. Needs the views `known` and `rows`."""
     layout, store, folder = known.run.layout, known.run.store, known.folder("selection")
     stage = selection_stage(known)
     dedup = layout.dedup.stage.config.on if layout.dedup else None
@@ -22,7 +22,7 @@ def run_phase(known: Known, con: Any) -> list[Done]:
     if known.appends_to:
         append.merge(known, con, known.appends_to, dedup)
     rows = 0
-    sql = "SELECT k.part, s.* FROM selected s JOIN known k ON k.row = s.row ORDER BY k.part, s.row"
+    sql = "SELECT r.part, s.* FROM selected s JOIN rows r ON r.row = s.row ORDER BY r.part, s.row"
     for part, table in views.grouped(con, sql, "part"):
         store.write_table(f"{folder}/{part_name(part)}", table.select(SCHEMA.names).cast(SCHEMA))
         rows += len(table)

@@ -18,7 +18,7 @@ from pipeline.engine import Engine
 from pipeline.heart import HEART, Timing, as_dict
 from pipeline.known import Known
 from pipeline.spill import Spill
-from pipeline.stage import Resources
+from pipeline.stage import KEPT, Resources
 from pipeline.storage import Store
 from pipeline.workers import Done, Job
 
@@ -27,7 +27,7 @@ MAX_BUCKETS = 4096
 
 
 def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
-    """Writes every missing shard of the key, then its indices and the manifest. Needs views `known`, `selected`, `pool`."""
+    """Writes every missing shard of the key, then its indices and the manifest. Needs the views of `view_known`, and `selected`."""
     run, store, folder = known.run, known.run.store, known.folder("shards")
     shards, steps = int(store.read_json(f"{known.folder('selection')}/done.json")["shards"]), f"tmp/{folder}"
     first = _take_over(known, steps)
@@ -92,8 +92,7 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int, first: int) -> 
     buckets, media = min(shards, MAX_BUCKETS), known.run.layout.media
     con.execute(
         'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch_id, s.shard, s."index" FROM selected s '
-        "JOIN known k ON k.row = s.row "
-        f"JOIN pool p ON p.fetch_id = k.fetch_id WHERE s.fate = 'kept' AND s.shard >= {first}"
+        f"JOIN fetch_of f ON f.row = s.row JOIN pool p ON p.fetch_id = f.fetch_id WHERE s.fate = '{KEPT}' AND s.shard >= {first}"
     )
     con.execute(
         "CREATE OR REPLACE TEMP TABLE groups AS SELECT filename, "
