@@ -6,13 +6,17 @@ a half-read one would block the connection.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +27,7 @@ from pipeline.storage import Store
 
 MEMORY_LIMIT, THREADS = "2GB", 8  # each thread holds buffers: DuckDB wants 125 MB for one at least, twice that where it joins
 HASHED = "1GB"  # the share that joins and sorts may plan with; what they pin besides has to fit, too, or they fail at ten million rows
+SPILL, YOUNG_S = "shardmill-spill-", 60
 HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"  # a URL's host, as DuckDB's regexp_extract takes it
 INTERRUPTED = "Query interrupted"  # all that DuckDB says, by a plain RuntimeError, where Ctrl-C ends a query
 
@@ -36,7 +41,7 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
     """
     import duckdb
 
-    spill = tempfile.mkdtemp(prefix="shardmill-spill-")
+    spill, held = _spill_folder()
     con = duckdb.connect(config={"memory_limit": memory, "temp_directory": spill, "preserve_insertion_order": False})
     con.execute(f"SET operator_memory_limit = '{HASHED}'")
     con.execute(f"SET threads = least(current_setting('threads'), {THREADS})")
@@ -62,6 +67,22 @@ def connect(store: Store, memory: str = MEMORY_LIMIT) -> Iterator[Any]:
     finally:
         con.close()
         shutil.rmtree(spill, ignore_errors=True)
+        held.close()
+
+
+def _spill_folder() -> tuple[str, IO[str]]:
+    """A new folder and the open file that says it is in use; folders that a killed process left, gigabytes it may be, are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SPILL}*"):
+        # Another user's, or one that another process removes just now, is none of our business; a young one may not be locked yet.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > YOUNG_S:
+                with (left / "in-use").open("r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+    spill = tempfile.mkdtemp(prefix=SPILL)
+    held = (Path(spill) / "in-use").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return spill, held
 
 
 def _way_out(err: Exception, memory: str, spill: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,6 +16,14 @@ import pytest
 from pipeline import views
 from pipeline.storage import Store
 
+USE = """
+import sys, time
+from pipeline import views
+from pipeline.storage import Store
+with views.connect(Store(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
 LONG = "SELECT sum(range % 7) AS x FROM range(300000000)"
 """A second or two: DuckDB looks for signals only between its tasks, and may see none before the query's end."""
 
@@ -33,3 +44,25 @@ def test_an_interrupted_query_is_a_ctrl_c_and_other_errors_are_themselves(tmp_pa
     ]:
         with pytest.raises(seen), views.connect(Store(str(tmp_path))):
             raise raised
+
+
+def test_what_a_killed_process_spilled_is_removed_and_what_another_uses_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    users = [subprocess.Popen([sys.executable, "-c", USE, str(tmp_path)], env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for user in users:
+            assert user.stdout
+            user.stdout.readline()
+        folders = sorted(tmp_path.glob("shardmill-spill-*"))
+        assert len(folders) == 2
+        users[0].kill()
+        users[0].wait()
+        for folder in folders:
+            os.utime(folder, (0, 0))
+        with views.connect(Store(str(tmp_path))):
+            assert len(list(tmp_path.glob("shardmill-spill-*"))) == 2  # the live process's and this one's
+    finally:
+        for user in users:
+            user.kill()
+            user.wait()
