@@ -35,7 +35,8 @@ PIECE_ROWS, PIECE_BYTES, PIECE_S = 64, 16_000_000, 0.2
 # of the CPU (0.43 ms a request instead of 0.33, benchmarks/download_latency.py).
 COLLECT_AFTER = (10_000, 20, 10)
 # Times the window: URLs of all streams that wait for their turn at once, 4 KB each. With few of them hosts that hang or are at their limit
-# fill all places, and those behind them in the list begin late: 20,000 rows with 5 % of hosts hanging took half as long again with 4.
+# fill all places, and those behind them in the list begin late: 20,000 rows with 5 % of hosts hanging took 33 to 43 s with 4 and 26 to 32
+# with 10 or 16 beside other work, 17 to 22 and 18 on a quiet machine.
 BACKLOG = 16
 
 
