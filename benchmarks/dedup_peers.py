@@ -3,7 +3,7 @@
 TABLE: Parquet with `text` (lower case, single spaces) and `spaced` (the same, a space between characters and "_" for a space). All use
 shingles of 5 characters, 128 permutations and a threshold of 0.7, and otherwise their own defaults; text-dedup knows n-grams of words
 alone, so each character is a word of `spaced` for it. CLUSTERS: Parquet with `cluster`, a number for each row of the table. Needs nothing
-of shardmill, and of the peers the libraries that benchmarks/setup.sh installs.
+of shardmill, and of the peers the libraries that `make bench-setup-dedup` installs.
 """
 
 from __future__ import annotations

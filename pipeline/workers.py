@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import threading
@@ -168,6 +169,14 @@ class Worker:
         attempts.end()
 
 
+def give_back_memory() -> None:
+    """Freed memory goes back to the system, where the C library can do that (glibc): by itself it keeps what lies below anything still in
+    use, and a worker that did a part of a dedup would hold 500 MB while it waits. Takes some 40 ms then."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class Tasks(Worker):
     """A function of one-line tables, for Ray tasks."""
 
@@ -180,6 +189,7 @@ class Tasks(Worker):
             self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (every fault becomes a word to the driver, which decides)
             done = _failed(job, err)
+        give_back_memory()
         return _line(done)
 
 
@@ -201,6 +211,7 @@ class Actor(Worker):
             self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (as above)
             done = _failed(job, err)
+        give_back_memory()
         yield _line(done)
 
 

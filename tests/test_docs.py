@@ -123,3 +123,17 @@ def test_commands_targets_and_files_exist(page: Path) -> None:
     named = [name for name in FILE.findall(page.read_text(encoding="utf-8")) if "NAME" not in name]
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_arithmetic_of_a_cluster_is_that_of_the_results() -> None:
+    """The table that docs/performance.md shows, and its price, from benchmarks/results.json as it lies here."""
+    told = subprocess.run([sys.executable, ROOT / "benchmarks" / "arithmetic.py"], capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    lines = (re.split(r" *\| *", line.strip("| ")) for line in page.splitlines() if line.startswith("| "))
+    shown = {cells[0]: cells[1:] for cells in lines}
+    for line in told.splitlines():
+        step, *figures = re.split(r" *\| *", line.strip("| "))
+        if line.startswith("| ") and step in ("captions", "dedup of captions", "download, images, pool, shards"):
+            assert shown[step][:2] == figures[:2], step
+    hours, price = re.findall(r"a billion links: ([\d,]+) core-hours = ([\d,]+) at", told)[0]
+    assert f"A billion links: {hours} core-hours ({price} at 0.04 an hour)" in page

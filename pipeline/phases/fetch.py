@@ -90,7 +90,9 @@ def count(run: Run, con: Any) -> dict[str, int]:
     """Phase -> parts with anything missing for the rows in the view `alive`; writes nothing."""
     _units(run, con)
     tables = {"pool": "todo_pool", **({"scores": "todo_scores"} if run.layout.scores else {})}
-    return {phase: con.execute(f"SELECT count(DISTINCT part) FROM {table}").fetchall()[0][0] for phase, table in tables.items()}
+    found = {phase: con.execute(f"SELECT count(DISTINCT part) FROM {table}").fetchall()[0][0] for phase, table in tables.items()}
+    _drop_units(con)
+    return found
 
 
 def todo(run: Run, con: Any, again: list[str] | None = None) -> list[Job]:
@@ -112,6 +114,7 @@ def todo(run: Run, con: Any, again: list[str] | None = None) -> list[Job]:
             todo_path = f"tmp/todo/{pool_key}/scores-{part:05d}.parquet"
             job["scores"] = {"todo": todo_path, "out": f"{scores}/{addition_name(part, taken.get(part, -1) + 1)}"}
             run.store.write_table(todo_path, table)
+    _drop_units(con)
     return [jobs[part] for part in sorted(jobs)]
 
 
@@ -163,6 +166,12 @@ def _units(run: Run, con: Any, again: list[str] | None = None) -> None:
         "LEFT JOIN todo_pool t ON t.fetch_id = p.fetch_id LEFT JOIN pool q ON q.fetch_id = p.fetch_id "
         f"ANTI JOIN scores s ON s.pair_id = p.pair_id WHERE t.fetch_id IS NOT NULL OR q.fate = {views.quote(KEPT)}"
     )
+
+
+def _drop_units(con: Any) -> None:
+    """The tables of `_units` hold a line for each row; the run goes on for hours, and DuckDB would hold them in memory."""
+    for table in ("fetches", "homes", "todo_pool", "pairs", "todo_scores"):
+        con.execute(f"DROP TABLE IF EXISTS temp.{table}")
 
 
 def bare_files(store: Store, pool: str) -> list[str]:

@@ -93,7 +93,7 @@ class Images(Stage):
     """Checks, decodes, turns upright, resizes and encodes each picture once, and measures its perceptual hash."""
 
     name = "images"
-    version = 4
+    version = 5
     reads = {"body": Column(pa.large_binary(), "the bytes as they were downloaded", stored=False)}
     adds = {
         "image": Column(pa.large_binary(), "the picture as it goes into the shards"),
@@ -189,7 +189,7 @@ class Images(Stage):
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         scaled = decoded.pixels
         if plan.resizes:
-            scaled = imageresize.scale(scaled, plan.scaled, config.downscale if plan.shrinks else config.upscale)
+            scaled = imageresize.scale(scaled, plan.scaled, config.downscale if plan.shrinks else config.upscale, decoded.extent)
         self._measure(decoded, scaled if averages and min(plan.scaled) >= phash.ENOUGH else decoded.pixels, out)
         facts["width"], facts["height"] = plan.stored
         if config.blur_boxes != "found":

@@ -72,6 +72,8 @@ class Decoded:
     same thread decodes its next picture.
 
     `exif` is JSON; `plain`: these pixels are the file's own, one frame, in three channels, without turning, blending or conversion.
+    `factor`: by what each side was reduced. Where it does not divide a side, the last pixel of that side stands for less than a whole one,
+    or the rest of the side has none: the picture spans `extent` pixels.
     """
 
     pixels: np.ndarray
@@ -80,6 +82,12 @@ class Decoded:
     orientation: int
     exif: str
     plain: bool
+    factor: int = 1
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the whole picture in units of `pixels`."""
+        return self.width / self.factor, self.height / self.factor
 
 
 def header(kind: str, body: bytes) -> Header:
@@ -137,9 +145,8 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
     image = head.image or _open(head.kind, head.body)
     if image.size != (head.width, head.height):
         raise Refused("undecodable", f"header and picture differ in size: {head.width} x {head.height}, {image.size[0]} x {image.size[1]}")
-    factor = _factor(head, wanted)
     if head.kind == "jpeg" and image.mode in ("RGB", "L"):
-        return _decode_jpeg(head, image, factor)
+        return _decode_jpeg(head, image, wanted)
     if head.kind == "png" and (damage := imagetype.png_damaged(head.body)):
         raise Refused("undecodable", damage)
     tiff = head.kind == "tiff"
@@ -152,18 +159,21 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
         rgb = imagecolour.to_rgb(image)
         pixels, same = np.asarray(rgb), rgb is image
     orientation, tags = before or _exif(image)  # of a PNG it may stand behind the pixels
-    pixels = turned(_reduced(pixels, factor), 1 if tiff else orientation)
-    size = (head.width, head.height) if tiff else _upright(head, orientation)
-    return Decoded(pixels, *size, orientation, tags, one_frame and same and orientation == 1)
+    turn = 1 if tiff else orientation
+    factor = _factor(head, wanted, turn)
+    pixels = turned(_reduced(pixels, factor), turn)
+    return Decoded(pixels, *_upright(head, turn), orientation, tags, one_frame and same and orientation == 1, factor)
 
 
 def _upright(head: Header, orientation: int) -> tuple[int, int]:
     return (head.height, head.width) if orientation >= 5 else (head.width, head.height)
 
 
-def _decode_jpeg(head: Header, image: ImageFile.ImageFile, factor: int) -> Decoded:
+def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, int] | None) -> Decoded:
     import simplejpeg
 
+    orientation, tags = _exif(image)
+    factor = _factor(head, wanted, orientation)
     if image.info.get("progressive") and (scans := head.body.count(b"\xff\xda")) > MAX_SCANS:
         raise Refused("undecodable", f"{scans} scans > {MAX_SCANS}")
     least = (-(-head.width // factor), -(-head.height // factor)) if factor > 1 else (0, 0)
@@ -174,12 +184,11 @@ def _decode_jpeg(head: Header, image: ImageFile.ImageFile, factor: int) -> Decod
             raise
         image.load()  # libjpeg knows ways of subsampling that TurboJPEG does not
         pixels = _reduced(np.asarray(image.convert("RGB")), factor)
-    orientation, tags = _exif(image)
     plain = image.mode == "RGB" and orientation == 1
     profile = image.info.get("icc_profile")
     if profile and (seen := _through_profile(image.mode, pixels, profile)) is not None:
         pixels, plain = seen, False
-    return Decoded(turned(pixels, orientation), *_upright(head, orientation), orientation, tags, plain)
+    return Decoded(turned(pixels, orientation), *_upright(head, orientation), orientation, tags, plain, factor)
 
 
 def _buffer(head: Header, factor: int) -> bytearray | None:
@@ -208,15 +217,19 @@ def _decode_webp(head: Header) -> np.ndarray:
     return out
 
 
-def _factor(head: Header, wanted: tuple[int, int] | None) -> int:
+def _factor(head: Header, wanted: tuple[int, int] | None, orientation: int) -> int:
     """8, 4 or 2 if as small a part of the picture's sides is still MARGIN times what is wanted, else 1.
 
-    libjpeg's fractions between (3/8, 5/8 …) are slow and blur: measured, 33 dB against 40 dB at 1/2 and in full.
+    A side that is shown the other way round has to be divisible: what is left over would come first (see Decoded.extent). libjpeg's
+    fractions between (3/8, 5/8 …) are slow and blur: measured, 33 dB against 40 dB at 1/2 and in full.
     """
-    if wanted is not None:
-        for factor in (8, 4, 2):
-            if head.width >= factor * MARGIN * wanted[0] and head.height >= factor * MARGIN * wanted[1]:
-                return factor
+    if wanted is None:
+        return 1
+    mirrored = [side for side, turns in ((head.width, (2, 3, 7, 8)), (head.height, (3, 4, 6, 7))) if orientation in turns]
+    for factor in (8, 4, 2):
+        large = head.width >= factor * MARGIN * wanted[0] and head.height >= factor * MARGIN * wanted[1]
+        if large and not any(side % factor for side in mirrored):
+            return factor
     return 1
 
 

@@ -69,6 +69,15 @@ def test_a_host_at_its_limit_does_not_hold_up_the_others(server: Server) -> None
     assert max(quick[-50:]) < 1.0
 
 
+def test_nor_do_many_more_of_its_urls_than_the_window_has_places(server: Server) -> None:
+    """Those that stand behind them in the list are begun while most of them still wait."""
+    crowded = [server.url(f"/slow/0.1/{i}", "before.test") for i in range(150)]
+    urls = [[*crowded, *(server.url(f"/y/{i}", f"h{i}.test") for i in range(50))]]
+    assert set(asyncio.run(together(server, urls, HostBudget(10, None), window=20))) == {"kept"}
+    last = max(request.at for request in server.requests if request.path.startswith("/y/"))
+    assert sum(request.at < last for request in server.requests if request.host.startswith("before.test")) < 60
+
+
 def test_hosts_of_their_own_limits(server: Server) -> None:
     options = {
         "per_host": {"concurrency": 2},
