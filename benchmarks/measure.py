@@ -66,10 +66,11 @@ def cost(
                 break
             time.sleep(EVERY_S)
         spent = Cost(sum(cpu.values()) - before, time.monotonic() - began, peak / 1e6, "")
-        if reached:
+        if process.poll() is None:
             for one in tree.children():
                 one.terminate()
-            process.wait(timeout=120)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=120)
         process.kill()
         code, output = process.wait(), _printed(log)
         if (code and not reached) or (between and not reached):
