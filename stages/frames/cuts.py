@@ -46,7 +46,7 @@ class Cuts(Stage):
     """Columns for a rule to drop by. A clip of a video that cannot be read gets nulls; `frames` says why."""
 
     name = "cuts"
-    version = 1
+    version = 2
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -55,6 +55,7 @@ class Cuts(Stage):
     may_read = {"shift_s": Column(pa.float32(), "seconds by which the frames lie after the speech (alignment)")}
     adds = {
         "cuts": Column(pa.int32(), "cuts between the start and the end of the clip's frames; a shot that begins with the clip is none"),
+        "cut_times": Column(pa.list_(pa.float64()), "their first moments, in seconds of the video, rising"),
         "nearest_cut_s": Column(pa.float64(), "first moment of the shot whose beginning is nearest to the clip's middle; null: none near"),
     }
     resources = Resources(memory=2 << 30)
@@ -82,21 +83,22 @@ class Cuts(Stage):
     def _counted(self, path: str, table: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
         """The rows of one video."""
         clips = [(n, (start, end)) for n, (start, end) in enumerate(spans(table)) if start is not None and end is not None and start < end]
-        counts: list[int | None] = [None] * len(table)
+        inside: list[list[float] | None] = [None] * len(table)
         nearest: list[float | None] = [None] * len(table)
         try:
             found = self._found(path, [clip for _, clip in clips], goes_on)
             for n, clip in clips:
-                counts[n], nearest[n] = self._of(clip, found)
+                inside[n], nearest[n] = self._of(clip, found)
         except UnreadableError:
             pass  # `frames` says why
-        table = table.append_column("cuts", pa.array(counts, pa.int32()))
+        table = table.append_column("cuts", pa.array([None if cuts is None else len(cuts) for cuts in inside], pa.int32()))
+        table = table.append_column("cut_times", pa.array(inside, pa.list_(pa.float64())))
         return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
 
-    def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[int, float | None]:
-        """How many of the cuts (rising, seconds) lie within the clip, and the nearest one."""
+    def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[list[float], float | None]:
+        """The cuts (rising, seconds) that lie within the clip, and the nearest one."""
         start, end = clip
-        inside = int(np.searchsorted(found, end, side="left") - np.searchsorted(found, start, side="right"))
+        inside = found[np.searchsorted(found, start, side="right") : np.searchsorted(found, end, side="left")].tolist()
         near = found[(found >= start - self.config.margin_s) & (found <= end + self.config.margin_s)]
         return inside, float(near[np.argmin(np.abs(near - (start + end) / 2))]) if len(near) else None
 

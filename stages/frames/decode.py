@@ -102,7 +102,7 @@ class Video:
         try:
             self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
-            raise UnreadableError("not_a_video", containers.words(err)) from None
+            raise UnreadableError("not_a_video", containers.words(containers.to_blame(err))) from None
         try:
             self.stream: Any = self._pick(max_pixels, threads)
         except BaseException:

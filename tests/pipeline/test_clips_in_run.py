@@ -57,6 +57,9 @@ def test_films_sound_and_pictures_of_videos_with_text_tracks(config: Path) -> No
     home = config.parent / "runs" / "test"
     assert fates(home) == {"kept": 3, "frames:no_sound": 3}
     assert result.balances["rows"].dropped == {"subtitle_files:no_track": 1}
+    seconds = json.loads((home / "report/report.json").read_text())["expanded"]["seconds"]
+    assert seconds["cues"] == {"in": 13.0, "kept": 13.0, "dropped": {}}
+    assert seconds["segments"] == {"in": 13.0, "kept": 6.5, "dropped": {"frames:no_sound": 6.5}}
     samples = list(wds.WebDataset(sorted(map(str, home.glob("shards/*/*.tar"))), shardshuffle=False, empty_check=False))
     assert [sorted(set(sample) - {"__key__", "__url__", "__local_path__"}) for sample in samples] == [
         ["000.jpg", "001.jpg", "flac", "json", "mp4", "txt"]
