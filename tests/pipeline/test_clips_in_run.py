@@ -14,7 +14,7 @@ import pytest
 import webdataset as wds
 import yaml
 
-from pipeline import explain, verify
+from pipeline import explain, export, verify
 from pipeline.sample import film
 from tests.support import serial
 from tests.support.corpus import fates
@@ -100,12 +100,28 @@ def test_a_videos_story_tells_its_seconds_and_its_clips(config: Path, capsys: py
     home = config.parent / "runs" / "test"
     (story,) = explain.stories(str(home), "row=0")
     assert (story["fate"], story["detail"]) == ("kept", "6.500 s of cues: kept 6.500")
-    assert dict(explain.tell(story))["stored at"] == str(config.parent / "a.mp4")
+    told = dict(explain.tell(story))
+    assert told["stored at"] == str(config.parent / "a.mp4")
+    assert told["subtitles"] == "embedded_mov_text, times of words: none"
+    assert "caption" not in told
     first = dict(explain.tell(story["children"][0]))
     assert first["segment"] == "1.000 to 3.000 s of the video"
     assert first["frames"] == "2 of 128x96 h264 -> 96x96 jpg"
     explain.show(str(home), "row=1")
     assert "frames:no_sound" in capsys.readouterr().out
+
+
+def test_stored_videos_without_ids_are_exported_each_for_itself(config: Path) -> None:
+    raw = yaml.safe_load(config.read_text())
+    raw["input"]["columns"] = {"stored_at": "path"}
+    raw["stages"]["frames"] = {"count": 1, "size": 96}
+    listed = pq.read_table(config.parent / "videos.parquet").drop_columns(["id"])
+    pq.write_table(listed, config.parent / "videos.parquet")
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    serial.run(config)
+    assert export.run(str(config.parent / "runs" / "test"), str(config.parent / "out")) == {"videos": 2, "clips": 6}
+    for path in (config.parent / "out" / "captions").iterdir():
+        assert len(path.read_text().splitlines()) == 1 + len(SAID)
 
 
 def test_the_same_words_of_a_video_at_another_time_stay(config: Path) -> None:

@@ -130,7 +130,8 @@ def _read(container: Any, streams: list[Any], max_bytes: int) -> list[Embedded]:
     import av
 
     containers.only(container, streams)
-    found = {stream.index: Found(language=stream.metadata.get("language")) for stream in streams}
+    said = {stream.index: stream.metadata.get("language") for stream in streams}
+    found = {index: Found(language=None if language == "und" else language) for index, language in said.items()}  # und: undetermined
     offset, left = Fraction(container.start_time or 0, 1_000_000), max_bytes
     try:
         for packet in container.demux(streams):
