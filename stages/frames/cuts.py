@@ -7,10 +7,10 @@ where the rate varies. A rule drops what crosses a cut: `{name: one_shot, keep: 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
-from math import ceil, floor
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.stage import Column, Resources, Stage, Strict
-from stages.frames.decode import Missing, UnreadableError, Video, require
+from stages.frames.decode import UnreadableError, Video, require
 from stages.frames.spans import by_video, in_order, spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
 SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
-PER_S = 60  # of a video with more frames a second, so many are looked at
+PER_S = 60  # of a video with more frames a second, about so many are looked at
 WARM_S = 0.2  # before a detector's first cut: the frames that it compares with
 
 
@@ -145,17 +145,19 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def _runs(video: Video, around: list[tuple[float, float]]) -> Iterator[Iterator[tuple[float, Any]]]:
-    """(seconds, frame) of all frames in these spans: a run each, and a new one behind a stretch that cannot be decoded."""
-    numbers = [(n, number) for n, (start, end) in enumerate(around) for number in range(floor(start * PER_S), ceil(end * PER_S) + 1)]
-    gaps = 0
+    """(seconds, frame) of all frames in these spans (rising): a run each, and a new one behind a stretch that cannot be decoded."""
+    starts = [start for start, _ in around]
+    rate = video.stream.average_rate
+    step = 0.95 / PER_S if rate and rate > 1.05 * PER_S else 0.0
 
     def told() -> Iterator[tuple[tuple[int, int], float, Any]]:
-        nonlocal gaps
-        for found in video.shown([number / PER_S for _, number in numbers]):
-            if isinstance(found, Missing):
-                gaps += 1
-            else:
-                yield (numbers[found.wanted[0]][0], gaps), found.at_s, found.frame
+        until, gaps, taken = None, 0, -1.0
+        for played in video.played(around):
+            gaps += until is not None and played.at != until
+            until, at_s = played.until, float(played.at)
+            if at_s >= taken + step:
+                taken = at_s
+                yield (bisect_left(starts, float(until)), gaps), at_s, played.frame
 
     for _, run in groupby(told(), key=itemgetter(0)):
         yield ((at_s, frame) for _, at_s, frame in run)
