@@ -140,3 +140,39 @@ def test_the_same_words_of_a_video_at_another_time_stay(config: Path) -> None:
     found = fates(folder / "runs" / "test")
     assert "dedup:same_pair" not in found
     assert sum(found.values()) == 2
+
+
+def test_clips_of_a_video_that_stands_in_two_rows_are_no_near_duplicates(config: Path) -> None:
+    """As where it has subtitles in two languages: its rows share a uid, its clips are told apart by what is said in them."""
+    folder = config.parent
+    said = [
+        "1\n00:00:01,000 --> 00:00:03,000\nCut the onion into thin rings.\n\n2\n00:00:04,000 --> 00:00:06,500\nNow fry them in butter.\n",
+        "1\n00:00:01,000 --> 00:00:03,000\nDie Zwiebel in Ringe.\n\n2\n00:00:04,000 --> 00:00:06,500\nNun in Butter braten.\n",
+    ]
+    pq.write_table(pa.table({"path": [str(folder / "a.mp4")] * 2, "subtitle": said}), folder / "videos.parquet")
+    raw = yaml.safe_load(config.read_text())
+    raw["input"]["columns"] = {"stored_at": "path", "subtitle": "subtitle"}
+    names = [*raw["stages"]]
+    stages = {name: raw["stages"][name] for name in names[: names.index("download")]}
+    raw["stages"] = {**stages, "captions": {}, "dedup": {"on": "caption"}, "download": raw["stages"]["download"]}
+    raw["stages"]["frames"] = {"count": 1, "size": 96}
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    serial.run(config)
+    assert fates(folder / "runs" / "test") == {"kept": 4}
+
+
+def test_the_list_says_what_language_a_subtitle_file_is_in(config: Path) -> None:
+    """A column of its own, which no field of ours takes."""
+    folder = config.parent
+    texts = [("ru", "cp1251", "Режем лук кольцами."), ("el", "cp1253", "Κόβουμε το κρεμμύδι."), (None, "utf-8", "Cut the onion.")]
+    bodies = [f"1\n00:00:01,000 --> 00:00:03,000\n{text}\n".encode(encoding) for _, encoding, text in texts]
+    columns = {"path": [str(folder / "a.mp4")] * 3, "subtitle": bodies, "lang": [language for language, _, _ in texts]}
+    pq.write_table(pa.table(columns), folder / "videos.parquet")
+    raw = yaml.safe_load(config.read_text())
+    raw["input"]["columns"] = {"stored_at": "path", "subtitle": "subtitle"}
+    raw["stages"] |= {"subtitles": {"language_column": "carried.lang"}, "segments": {"method": "cues"}, "frames": {"count": 1, "size": 96}}
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    serial.run(config)
+    stories = explain.stories(str(folder / "runs" / "test"), str(folder / "a.mp4"))
+    assert [child["source_caption"] for story in stories for child in story["children"]] == [text for _, _, text in texts]
+    assert [story["subtitle_encoding"] for story in stories] == [encoding for _, encoding, _ in texts]
