@@ -95,7 +95,7 @@ class Frames(Stage):
     """
 
     name = "frames"
-    version = 2
+    version = 3
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -198,7 +198,7 @@ class Frames(Stage):
             clip.forget()
         return pa.table(columns)
 
-    def _times(self, start: float | None, end: float | None, cuts: Sequence[float]) -> list[float]:
+    def _times(self, start: float | None, end: float | None, cuts: Sequence[float] = ()) -> list[float]:
         """The wanted times of a segment, rising, to the microsecond; none where it has no length. `cuts`: where its shots begin."""
         if start is None or end is None or not 0 <= start < end or self.config.pick == "none":
             return []
