@@ -17,7 +17,11 @@ from pipeline.errors import UserError
 from pipeline.stage import COMMON_REASONS, Column, Stage
 
 # What makes a stage add these columns.
-WANTED = {"video": "set stages.download.to: disk", "subtitle": "set stages.ingest.subtitles: true"}
+WANTED = {
+    "video": "set stages.download.to: disk",
+    "subtitle": "set stages.ingest.subtitles: true",
+    "cut_times": "put the stage cuts before it",
+}
 BUILT_IN: Mapping[str, str] = {
     "ingest": "stages.ingest.stage:Ingest",
     "subtitle_files": "stages.download.subtitles:SubtitleFiles",

@@ -8,6 +8,12 @@ ShardmillError
 
 from __future__ import annotations
 
+import errno
+
+MACHINE_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EROFS}
+)  # no row is to blame for these
+
 
 class ShardmillError(Exception):
     """Base of every error that shardmill raises on purpose."""

@@ -114,7 +114,7 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
     steps = [
         (name, f"{r['row']}{of} (part {r['part']}), uid {r['uid']}"),
         ("url", str(r["url"])) if r["url"] is not None or not r.get("stored_at") else ("stored at", str(r["stored_at"])),
-        ("caption", repr(r.get("source_caption"))),
+        _said(r),
     ]
     if r.get("start_s") is not None:
         steps.append(("segment", f"{r['start_s']:.3f} to {r['end_s']:.3f} s of the video"))
@@ -128,8 +128,8 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
         steps.append(("download", f"HTTP {r['http_status']}, {r.get('fetched_bytes') or 0:,} bytes, from {r.get('final_url') or r['url']}"))
     if r.get("offset_s") is not None:
         steps.append(("alignment", f"fits best at {r['offset_s']:+.1f} s ({r['alignability']:.4f}), shifted by {r['shift_s']:+.1f} s"))
-    if r.get("width") is not None:
-        frames = r.get("frame_times")
+    frames = r.get("frame_times")
+    if r.get("width") is not None and ("frame_times" not in r or frames is not None):
         what = r.get("original_format" if frames is None else "video_codec")
         made = f"{r['original_width']}x{r['original_height']} {what} -> {r['width']}x{r['height']} {r['format']}"
         steps.append(("image", made) if frames is None else ("frames", f"{len(frames)} of {made}"))
@@ -143,6 +143,15 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
     if r.get("key"):
         steps.append(("sample", f"key {r['key']} in shard {r['shard']:05d}"))
     return steps
+
+
+def _said(r: dict[str, Any]) -> tuple[str, str]:
+    """The caption; of a video what was read of its subtitles, and what was mended or left out."""
+    if "children" not in r or not r.get("subtitle_format"):
+        return "caption", repr(r.get("source_caption"))
+    said = [r["subtitle_format"], *([r["subtitle_language"]] if r["subtitle_language"] else [])]
+    said += [*(["automatic"] if r["subtitle_automatic"] else []), f"times of words: {r['word_times']}"]
+    return "subtitles", ", ".join([*said, *([r["subtitle_oddities"]] if r["subtitle_oddities"] else [])])
 
 
 def show(run: str, what: str) -> None:

@@ -3,7 +3,7 @@
 `captions/ID.csv` (start,end,text) and `videos.csv` (video_path, video_id, url) are what MIL-NCE's loader reads (video_loader.py: it takes
 `video_path`, and the captions of that name); `raw_caption.json` is {id: {"start": […], "end": […], "text": […]}}, as HowTo100M's own.
 Times are those of what is shown: of a shifted clip the shifted ones. A video whose id cannot name a file, or that shares it with another
-one, is named by md5 of its URL.
+one, is named by md5 of its URL, or of its place in storage where it has none.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def _clips(store: Store) -> Iterator[Clip]:
     if lacking := [name for name in NEEDED if name not in columns]:
         raise UserError(f"{store.url}: its shards lack {', '.join(lacking)}: only clips of videos can be exported")
     shift = "coalesce(shift_s, 0)" if "shift_s" in columns else "0"
-    single = "count(DISTINCT coalesce(url, '')) OVER (PARTITION BY source_id) = 1"  # an id that is no other video's, too
+    place = "coalesce(url, stored_at, '')" if "stored_at" in columns else "coalesce(url, '')"
+    single = f"count(DISTINCT {place}) OVER (PARTITION BY source_id) = 1"  # an id that is no other video's, too
     known = f"regexp_full_match(source_id, {views.quote(NAMED.pattern)}) AND {single}"
     files = ", ".join(views.quote(store.address(path)) for path in paths)
     sql = (
-        f"SELECT DISTINCT CASE WHEN {known} THEN source_id ELSE md5(coalesce(url, '')) END AS video, coalesce(url, '') AS url, "
+        f"SELECT DISTINCT CASE WHEN {known} THEN source_id ELSE md5({place}) END AS video, coalesce(url, '') AS url, "
         f"round(start_s + {shift}, 3) AS s, round(end_s + {shift}, 3) AS e, coalesce(caption, '') AS text "
         f"FROM read_parquet([{files}], union_by_name = true) WHERE status = 'success' ORDER BY ALL"
     )

@@ -5,7 +5,6 @@ No Ray here. The engine calls `apply`; so does anyone who uses a stage on a tabl
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ContractError, ShardmillError
+from pipeline.errors import MACHINE_ERRNOS, ContractError, ShardmillError
 from pipeline.stage import KEPT, Expanded, Stage, alive
 
 FRAME_COLUMNS = {"row": pa.int64(), "fate": pa.string(), "detail": pa.string()}
-MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
 DETAIL_CHARS = 500
 
 

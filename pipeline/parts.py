@@ -47,12 +47,17 @@ class Attempts:
 
     def __init__(self, store: Store, part: str) -> None:
         self.store, self.folder = store, f"tmp/attempts/{part.replace('/', '-')}"
+        self.mark = f"{self.folder}/{uuid.uuid4().hex}"
 
     def begin(self) -> int:
         """Marks one more attempt and returns how many there were before."""
         before = len(self.store.names(self.folder))
-        self.store.write(f"{self.folder}/{uuid.uuid4().hex}", b"")
+        self.store.write(self.mark, b"")
         return before
+
+    def withdraw(self) -> None:
+        """Takes this attempt's mark back: it failed, as on a full disk, and its worker lives to say so."""
+        self.store.remove(self.mark)
 
     def end(self) -> None:
         """Forgets the marks of a part that is committed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -10,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import pyarrow as pa
 
@@ -181,14 +182,14 @@ class Tasks(Worker):
     """A function of one-line tables, for Ray tasks."""
 
     def __call__(self, table: Any) -> Any:
-        job = json.loads(table["line"][0].as_py())
+        job, attempts = json.loads(table["line"][0].as_py()), cast(Attempts | None, None)
         try:
             work = self.ready()
             attempts, risky = self.begin(job)
             done = {**work(job, risky), "id": job["id"]}
             self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (every fault becomes a word to the driver, which decides)
-            done = _failed(job, err)
+            done = _failed(job, err, attempts)
         give_back_memory()
         return _line(done)
 
@@ -201,7 +202,7 @@ class Actor(Worker):
         self.ready()
 
     async def __call__(self, table: Any) -> Any:
-        job = json.loads(table["line"][0].as_py())
+        job, attempts = json.loads(table["line"][0].as_py()), cast(Attempts | None, None)
         if "failed" in job:
             yield _line(job)
             return
@@ -210,7 +211,7 @@ class Actor(Worker):
             done = {**job, **await self.work.run(job, risky), "id": job["id"]}  # type: ignore[attr-defined]
             self.end(attempts, job, done)
         except Exception as err:  # noqa: BLE001 (as above)
-            done = _failed(job, err)
+            done = _failed(job, err, attempts)
         give_back_memory()
         yield _line(done)
 
@@ -219,7 +220,11 @@ def _line(done: Done) -> Any:
     return pa.table({"line": [json.dumps(done)]})
 
 
-def _failed(job: Job, err: Exception) -> Done:
+def _failed(job: Job, err: Exception, attempts: Attempts | None) -> Done:
+    no_memory = isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError"  # of which a single row may be guilty
+    if attempts is not None and not no_memory:
+        with contextlib.suppress(Exception):
+            attempts.withdraw()
     kinds = {ContractError: "bug", UserError: "user"}
     kind = next((kind for cls, kind in kinds.items() if isinstance(err, cls)), "machine" if machine_fault(err) else "bug")
     text = str(err) if isinstance(err, ShardmillError) else error_text(err)

@@ -32,7 +32,7 @@ class Options(Strict):
     """Seconds at most (sentences, windows)."""
     min_words: int | None = Field(None, ge=0)
     """Words at least (sentences, windows: 4 by default; howto100m: 0, as its loader). Scripts without blanks count two letters for a
-    word."""
+    word (kana, Han), or four (Thai, Lao, Burmese, Khmer)."""
     max_words: int = Field(60, ge=1)
     """Words at most (sentences, windows)."""
     pause_s: float = Field(0.6, ge=0)
@@ -69,7 +69,7 @@ class Segments(Stage):
     holds its balance of seconds."""
 
     name = "segments"
-    version = 3
+    version = 4
     shape = "expand"
     reads = {
         "cues": Column(pa.list_(CUE), "timed texts in order"),

@@ -6,6 +6,7 @@ the reasons.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from pipeline.stage import Column, Stage, Strict, drop
 from stages.lib.subtitles import REASONS, SubtitleError, Track, parse
 from stages.lib.subtitles.columns import CUE, to_column
 
+CARRIED = "carried"  # ingest's column of all other columns of the list
+
 
 class Options(Strict):
     """Nothing need be set: formats and encodings are seen from the content."""
@@ -25,7 +28,8 @@ class Options(Strict):
     name_column: str | None = None
     """The column with the file's name, extension or media type, for what the content leaves open."""
     language_column: str | None = None
-    """The column with the language's code (en, ru, …), for files in encodings from before UTF-8."""
+    """The column with the language's code (en, ru, …), for files in encodings from before UTF-8. Of this one and the others `carried.NAME`
+    is the column NAME of the list."""
     video_column: str | None = None
     """The column with the video's id, where `subtitle` is a collection of HowTo100M's that holds many videos."""
 
@@ -34,7 +38,7 @@ class Subtitles(Stage):
     """Reads a subtitle file. What was mended or left out within it is counted in `subtitle_oddities`."""
 
     name = "subtitles"
-    version = 2
+    version = 3
     adds = {
         "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where no word is timed", stored=False),
         "subtitle_format": Column(
@@ -63,10 +67,11 @@ class Subtitles(Stage):
         super().__init__(config)
         self.reads = {"subtitle": Column(pa.large_binary(), "the subtitle file's bytes", stored=False)}
         self._columns = [self.config.name_column, self.config.language_column, self.config.video_column]
-        self.reads |= {name: Column(pa.string(), "named in the options") for name in self._columns if name}
+        named = {CARRIED if name.startswith(f"{CARRIED}.") else name for name in self._columns if name}
+        self.reads |= {name: Column(pa.string(), "named in the options") for name in sorted(named)}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        hints = [table[name].to_pylist() if name else [None] * len(table) for name in self._columns]
+        hints = [_hints(table, name) for name in self._columns]
         rows = zip(
             table["subtitle"], *hints, strict=True
         )  # one file after the other: they and their cues are not all held as Python objects
@@ -108,6 +113,14 @@ class Subtitles(Stage):
             mask = pa.array([err is not None and err.reason == reason for err in errors])
             table = drop(table, mask, f"{self.name}:{reason}", pa.array([err and err.detail for err in errors], pa.string()))
         return table
+
+
+def _hints(table: pa.Table, name: str | None) -> list[str | None]:
+    """A column's texts, or what the list's own column has."""
+    if name is None or not name.startswith(f"{CARRIED}."):
+        return table[name].to_pylist() if name else [None] * len(table)
+    found = (json.loads(text or "{}").get(name.removeprefix(f"{CARRIED}.")) for text in table[CARRIED].to_pylist())
+    return [None if value is None else str(value) for value in found]
 
 
 def _oddities(track: Track) -> str:

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.keys import digest
 from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.report import card, concerns, marked, page, parents, tables, whatif, work
+from pipeline.report import card, concerns, marked, page, parents, seconds, tables, whatif, work
 from pipeline.storage import Store
 
 FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
@@ -200,6 +200,8 @@ def print_summary(report: dict[str, Any], path: str) -> None:
             bar = "█" * max(1 if rows else 0, round(32 * share))
             table.add_row(fate, f"{rows:,}", f"{share:.1%}", bar, style="green" if fate == name else None)
         console.print(table)
+    for line in seconds.told((report.get("expanded") or {}).get("seconds", {})):
+        console.print(line, soft_wrap=True)
     shards = report["shards"]
     made = f"{shards['samples']:,} samples in {shards['count']:,} shards, {shards['bytes'] / 1e6:,.1f} MB"
     console.print(f"\n{made}: {report['shards_at']}", soft_wrap=True)

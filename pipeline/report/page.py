@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from pipeline.known import Known
-from pipeline.report import examples, parents
+from pipeline.report import examples, parents, seconds
 from pipeline.stage import KEPT
 
 PLOTS = "echarts.common.min.js"  # Apache ECharts 5.6.0 from npm, Apache-2.0; tests/pipeline/test_report_page.py holds its hash
@@ -91,7 +91,7 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}"}
-    environment.filters |= {"size": _size, "span": _span}
+    environment.filters |= {"size": _size, "span": _span, "seconds": seconds.told}
     return environment
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from pipeline.known import Known
 from pipeline.ledger import Balance
-from pipeline.report import examples, tables
+from pipeline.report import examples, seconds, tables
 from pipeline.stage import KEPT
 
 
 def find(known: Known, con: Any, found: Balance) -> dict[str, Any]:
     """`funnel`: the fates of the input's rows; `children`: the histogram of how many rows were made of one, whose `kept` are the rows of
-    which any was kept; `with_kept`: how many those are. Needs the table `facts` and the view `known`; leaves the view `parents`.
+    which any was kept; `with_kept`: how many those are; `seconds`: see seconds.py. Needs the table `facts` and the view `known`; leaves the
+    view `parents`.
     """
     known.view_parents(con)
     made = f"SELECT count(*) AS children, CASE WHEN count(*) FILTER (f.final = '{KEPT}') > 0 THEN '{KEPT}' END AS final"
@@ -23,7 +24,7 @@ def find(known: Known, con: Any, found: Balance) -> dict[str, Any]:
     con.execute("DROP TABLE of_parents")
     funnel = tables.funnel(known, found.kept, found.dropped)
     funnel[-1]["meaning"] = "rows were made of it, whose fates stand below"
-    return {"funnel": funnel, "children": children, "with_kept": sum(children["kept"])}
+    return {"funnel": funnel, "children": children, "with_kept": sum(children["kept"]), "seconds": seconds.find(known, con)}
 
 
 def shown(con: Any, seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
+from pipeline.errors import MACHINE_ERRNOS
 from stages.download.guard import Guard
 from stages.download.memory import UNKNOWN, Hold
 from stages.download.reasons import FetchError
@@ -36,7 +37,6 @@ GOOD = frozenset({200, 203})
 KEEP_ALIVE_S = 10.0
 MOST_IDLE = 1000
 HEAD_BYTES = 65_536  # of one header; pages with content security policies exceed aiohttp's 8,190
-MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _UNDOABLE = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # zlib's wbits: gzip alone; zlib or gzip by the header
 _COMPRESSED = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz", "lzma", "xz", "bzip2"})
 _QUOTED = re.compile(r":?\s*b['\"].*", re.DOTALL)
@@ -249,7 +249,7 @@ def classified(err: BaseException) -> FetchError:
     """An error of aiohttp, TLS or the system as reason and stable text. Raises the machine's own faults again."""
     system = getattr(err, "os_error", None) or getattr(err, "certificate_error", None) or err
     number = getattr(system, "errno", None)
-    if number in MACHINE:
+    if number in MACHINE_ERRNOS:
         raise OSError(number, os.strerror(number)) from err
     if isinstance(system, ssl.SSLError):
         text = getattr(system, "verify_message", None) or getattr(system, "reason", None) or str(system)

@@ -79,6 +79,9 @@ class Config(Strict):
     to: Literal["memory", "disk"] = keyless("memory")
     """`disk`: bodies are written to files (of videos, which are never held whole) that are gone once their rows are through. They lie
     below TMPDIR; max_bytes_in_flight bounds those that are not handed on yet."""
+    keep_in: str | None = keyless(None)
+    """Folder on this machine, or one that all machines share, where fetched files stay (`to: disk`): what lies there is not fetched again,
+    whatever segments, captions or models change. They are not counted and never removed; null: each goes when its rows are through."""
     contact: str = keyless("", max_length=200)
     """E-mail address or URL in the User-Agent, for the owners of sites. Needed wherever anything but loopback can be reached."""
 
@@ -143,6 +146,13 @@ class Config(Strict):
         if value and not (value.isascii() and value.isprintable() and ("@" in value or "://" in value)):
             raise ValueError("expected an e-mail address or a URL")
         return value
+
+    @field_validator("keep_in")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("expected a folder, no address of storage")
+        return str(Path(value).expanduser().absolute()) if value else None
 
     @model_validator(mode="after")
     def _sizes(self) -> Config:

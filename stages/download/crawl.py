@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.errors import ShardmillError
+from pipeline.errors import MACHINE_ERRNOS, ShardmillError
 from stages.download import stored
-from stages.download.client import MACHINE, Client, files_for
+from stages.download.client import Client, files_for
 from stages.download.config import Config
 from stages.download.fetch import Fetcher, Outcome, Surroundings, Try, fetch
 from stages.download.guard import Guard
+from stages.download.kept import Kept
 from stages.download.limits import HostBudget, LeaseCall, Leases
 from stages.download.memory import Memory
 from stages.download.optout import OptOut
 from stages.download.reasons import FetchError
 from stages.download.resolver import Places, Resolver
 from stages.download.spool import Sink, Spool
+from stages.download.urls import parse
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Crawl:
         leases = Leases(lease_call, uuid.uuid4().hex, window)
         memory = Memory(config.max_bytes_in_flight, config.max_bytes)
         self.spool = Spool() if config.to == "disk" else None
+        self.kept = Kept(config.keep_in, config.engine) if config.keep_in and self.spool else None
         self.around = Surroundings(config, resolver, leases, memory, optout, self.spool)
         self.threads = ThreadPoolExecutor(config.threads, thread_name_prefix="download")
         self.reading = asyncio.Semaphore(config.threads)
@@ -146,15 +149,42 @@ class Crawl:
         try:
             if one.stored_at is not None:
                 return await self._stored(one.stored_at)
-            return await fetch(self.around, self.attempt, one.url)
+            return await self._fetched(one.url)
         except (ShardmillError, MemoryError):
             raise
         except OSError as err:
-            if err.errno in MACHINE:
+            if err.errno in MACHINE_ERRNOS:
                 raise
             return _unexpected(err)
         except Exception as err:  # noqa: BLE001 (no row may end another row's work; the text goes to the ledger, the trace to the log)
             return _unexpected(err)
+
+    async def _fetched(self, url: str | None) -> Outcome:
+        """A URL's outcome, from the files that were kept where it is among them."""
+        if self.kept is None or url is None:
+            return await fetch(self.around, self.attempt, url)
+        if (found := await self.loop.run_in_executor(self.threads, self.kept.find, url)) is not None:
+            return await self.loop.run_in_executor(self.threads, self._allowed, url, found)
+        outcome = await fetch(self.around, self.attempt, url)
+        if outcome.path is None:
+            return outcome
+        try:
+            return await self.loop.run_in_executor(self.threads, self.kept.keep, url, outcome)
+        except BaseException:
+            outcome.discard()
+            raise
+
+    def _allowed(self, url: str, found: Outcome) -> Outcome:
+        """What was kept, by the bounds and opt-outs of today."""
+        config, size = self.config, found.fetched_bytes or 0
+        try:
+            self.around.optout.refuse(parse(url))
+            if not config.min_bytes <= size <= config.max_bytes:
+                raise FetchError("too_large" if size > config.max_bytes else "too_small", f"{size} kept bytes")
+            self.around.optout.refuse_file(Path(str(found.path)))
+        except FetchError as err:
+            return Outcome(reason=err.reason, detail=err.detail)
+        return found
 
     async def _stored(self, stored_at: str) -> Outcome:
         if self.spool:

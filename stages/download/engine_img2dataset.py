@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.errors import UserError
-from stages.download.client import MACHINE, REDIRECTS, classified
+from pipeline.errors import MACHINE_ERRNOS, UserError
+from stages.download.client import REDIRECTS, classified
 from stages.download.fetch import Outcome, Surroundings
 from stages.download.reasons import FetchError, status_reason
 from stages.download.retry import retry_after
@@ -256,7 +256,7 @@ def _reason(err: BaseException) -> Exception:
         return FetchError("protocol", type(inner).__name__)
     if isinstance(inner, TimeoutError):
         return FetchError("timeout", "no answer in time")
-    if isinstance(inner, OSError) and inner.errno in MACHINE:
+    if isinstance(inner, OSError) and inner.errno in MACHINE_ERRNOS:
         return inner
     if isinstance(inner, OSError | ValueError):
         return classified(inner)

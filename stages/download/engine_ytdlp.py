@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from stages.download.client import MACHINE, classified
+from pipeline.errors import MACHINE_ERRNOS, UserError
+from stages.download.client import classified
 from stages.download.crawl import user_agent
 from stages.download.fetch import Outcome, Surroundings
 from stages.download.reasons import FetchError, status_reason
@@ -127,11 +127,9 @@ class YtDlp:
                 info: dict[str, Any] = downloader.extract_info(url, download=True) or {}
         except _stop_class() as stop:
             raise stop.why from None
-        except YoutubeDLError as err:
-            raise visit.reason_of(err) from None
-        except (OSError, ValueError) as err:
-            if getattr(err, "errno", None) in MACHINE:
-                raise
+        except (YoutubeDLError, OSError, ValueError) as err:
+            if getattr(_inner(err), "errno", None) in MACHINE_ERRNOS:
+                raise _inner(err) from None
             raise visit.reason_of(err) from None
         if visit.fault is not None:
             raise visit.fault

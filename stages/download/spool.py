@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import itertools
@@ -40,7 +41,9 @@ class Sink:
             self.file = None
 
     def discard(self) -> None:
-        self.finish()
+        """Removes it, also where the disk is full and what was written last cannot be."""
+        with contextlib.suppress(OSError):
+            self.finish()
         self.path.unlink(missing_ok=True)
 
 

@@ -11,10 +11,11 @@ import re
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from pydantic import model_validator
 
 from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage
@@ -56,7 +57,11 @@ class Download(Stage):
     resources = Resources(cpus=1, memory=2 << 30)
 
     class Config(options.Config):
-        pass
+        @model_validator(mode="after")
+        def _keeps_files(self) -> Self:
+            if self.keep_in and self.to != "disk":
+                raise ValueError("keep_in needs to: disk")
+            return self
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -149,8 +154,14 @@ class Download(Stage):
         async for piece in self._opened().pieces(wanted):
             at = good[[i for positions, _ in piece for i in positions]]
             outcomes = [outcome for positions, outcome in piece for _ in positions]
-            judged = [_verified(outcome, hashes[i]) for i, outcome in zip(at, outcomes, strict=True)]
+            judged = [self._verified(outcome, hashes[i]) for i, outcome in zip(at, outcomes, strict=True)]
             yield at, self._columns(table.take(pa.array(at)), judged)
+
+    def _verified(self, outcome: Outcome, expected: str | None) -> Outcome:
+        judged = _verified(outcome, expected)
+        if judged is not outcome and outcome.path and self._crawl is not None and self._crawl.kept is not None:
+            self._crawl.kept.forget(outcome.path)
+        return judged
 
     def _columns(self, table: pa.Table, outcomes: list[Outcome]) -> pa.Table:
         """`table` with the stage's columns, and fate and detail of the rows that failed."""

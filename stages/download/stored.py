@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.errors import MACHINE_ERRNOS
 from stages.download.reasons import FetchError
 from stages.download.spool import Sink
 
@@ -28,7 +29,7 @@ def read(stored_at: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
         system, inner = fsspec.url_to_fs(path, **options)
         body: bytes = system.cat_file(inner, start=offset, end=offset + (max_bytes + 1 if length is None else length))
     except (OSError, ValueError, ImportError, EOFError) as err:
-        raise FetchError("stored_unreadable", f"{type(err).__name__}: {' '.join(str(err).split())}"[:300]) from None
+        raise _unreadable(err) from None
     if len(body) > max_bytes:
         raise FetchError("too_large", "the stored bytes go beyond max_bytes")
     if length is not None and len(body) < length:
@@ -52,7 +53,7 @@ def to_disk(stored_at: str, max_bytes: int, options: Mapping[str, Any], sink: Si
                 left -= len(data)
                 sink.append(data, keep=not whole)
     except (OSError, ValueError, ImportError, EOFError) as err:
-        raise FetchError("stored_unreadable", f"{type(err).__name__}: {' '.join(str(err).split())}"[:300]) from None
+        raise _unreadable(err) from None
     if sink.size > max_bytes:
         raise FetchError("too_large", "the stored bytes go beyond max_bytes")
     if length is not None and left:
@@ -62,6 +63,13 @@ def to_disk(stored_at: str, max_bytes: int, options: Mapping[str, Any], sink: Si
         return inner, sink.size, sink.hash.hexdigest()
     sink.finish()
     return str(sink.path), sink.size, sink.hash.hexdigest()
+
+
+def _unreadable(err: Exception) -> Exception:
+    """Why bytes cannot be had. The machine's own faults become no row's reason: they stay what they are."""
+    if isinstance(err, OSError) and err.errno in MACHINE_ERRNOS:
+        return err
+    return FetchError("stored_unreadable", f"{type(err).__name__}: {' '.join(str(err).split())}"[:300])
 
 
 def _place(stored_at: str) -> tuple[str, int, int | None]:

@@ -7,8 +7,9 @@ the options, the times, the columns and the reasons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -42,15 +43,16 @@ class ClipOptions(Strict):
 class Options(Strict):
     """Sizes, crops and encodings mean what they mean in the stage `images`."""
 
-    pick: Literal["uniform", "per_second", "none"] = "uniform"
+    pick: Literal["uniform", "per_second", "scenes", "none"] = "uniform"
     """uniform: `count` frames a segment, at the middles of as many equal pieces of it. per_second: `per_second` frames for each second
-    of it, the first half a step after its start. none: no pictures, where `clip` or `sound` is wanted alone."""
+    of it, the first half a step after its start. scenes: the middle of each shot, or part of one, that lies in it (the stage `cuts` says
+    where they begin). none: no pictures, where `clip` or `sound` is wanted alone."""
     count: int = Field(4, ge=1, le=999)
     """Frames a segment (uniform). 1 takes its middle."""
     per_second: float = Field(1.0, gt=0, le=60)
     """Frames a second (per_second); a segment has one at least."""
     max_count: int = Field(64, ge=1, le=999)
-    """Frames a segment at most (per_second); of more, as many are taken uniformly."""
+    """Frames a segment at most (per_second, scenes); of more seconds as many frames are taken uniformly, of more shots the longest."""
     size: int = Field(224, ge=1, le=16_383)
     """Pixels: the side that `mode` brings to this length."""
     mode: Mode = "center_crop"
@@ -93,7 +95,7 @@ class Frames(Stage):
     """
 
     name = "frames"
-    version = 2
+    version = 3
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -146,6 +148,8 @@ class Frames(Stage):
         super().__init__(config)
         more = [adds for adds, wanted in ((self.clip_adds, self.config.clip), (self.sound_adds, self.config.sound)) if wanted]
         self.adds = {name: column for adds in (type(self).adds, *more) for name, column in adds.items()}
+        if self.config.pick == "scenes":
+            self.reads = {**type(self).reads, "cut_times": Column(pa.list_(pa.float64()), "where shots begin within the segment")}
 
     def check_ready(self) -> None:
         """Raises UserError where the extra is missing."""
@@ -166,8 +170,9 @@ class Frames(Stage):
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
         """As `__call__`, clips as they are finished: of a long video some are held, and never all."""
         rows, paths = (table[name].to_pylist() for name in ("row", "video"))
-        both = zip(rows, spans(table), strict=True)
-        clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end)) for row, (start, end) in both]
+        cuts = table["cut_times"].to_pylist() if self.config.pick == "scenes" else [None] * len(table)
+        both = zip(rows, spans(table), cuts, strict=True)
+        clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end, at or ())) for row, (start, end), at in both]
         for path in dict.fromkeys(paths):
             waiting: list[Clip] = []
             held = 0
@@ -193,11 +198,15 @@ class Frames(Stage):
             clip.forget()
         return pa.table(columns)
 
-    def _times(self, start: float | None, end: float | None) -> list[float]:
-        """The wanted times of a segment, rising, to the microsecond; none where it has no length."""
+    def _times(self, start: float | None, end: float | None, cuts: Sequence[float] = ()) -> list[float]:
+        """The wanted times of a segment, rising, to the microsecond; none where it has no length. `cuts`: where its shots begin."""
         if start is None or end is None or not 0 <= start < end or self.config.pick == "none":
             return []
         config = self.config
+        if config.pick == "scenes":
+            shots = list(pairwise([start, *(cut for cut in cuts if start < cut < end), end]))
+            longest = sorted(shots, key=lambda shot: shot[0] - shot[1])[: config.max_count]
+            return sorted(round((a + b) / 2, 6) for a, b in longest)
         count, step = config.count, (end - start) / config.count
         if config.pick == "per_second":
             count, step = int((end - start) * config.per_second + 0.5), 1 / config.per_second

@@ -7,10 +7,10 @@ where the rate varies. A rule drops what crosses a cut: `{name: one_shot, keep: 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import groupby
-from math import ceil, floor
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.stage import Column, Resources, Stage, Strict
-from stages.frames.decode import Missing, UnreadableError, Video, require
+from stages.frames.decode import UnreadableError, Video, require
 from stages.frames.spans import by_video, in_order, spans
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
 SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
-PER_S = 60  # of a video with more frames a second, so many are looked at
+PER_S = 60  # of a video with more frames a second, about so many are looked at
 WARM_S = 0.2  # before a detector's first cut: the frames that it compares with
 
 
@@ -46,7 +46,7 @@ class Cuts(Stage):
     """Columns for a rule to drop by. A clip of a video that cannot be read gets nulls; `frames` says why."""
 
     name = "cuts"
-    version = 1
+    version = 2
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -55,6 +55,7 @@ class Cuts(Stage):
     may_read = {"shift_s": Column(pa.float32(), "seconds by which the frames lie after the speech (alignment)")}
     adds = {
         "cuts": Column(pa.int32(), "cuts between the start and the end of the clip's frames; a shot that begins with the clip is none"),
+        "cut_times": Column(pa.list_(pa.float64()), "their first moments, in seconds of the video, rising"),
         "nearest_cut_s": Column(pa.float64(), "first moment of the shot whose beginning is nearest to the clip's middle; null: none near"),
     }
     resources = Resources(memory=2 << 30)
@@ -82,21 +83,22 @@ class Cuts(Stage):
     def _counted(self, path: str, table: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
         """The rows of one video."""
         clips = [(n, (start, end)) for n, (start, end) in enumerate(spans(table)) if start is not None and end is not None and start < end]
-        counts: list[int | None] = [None] * len(table)
+        inside: list[list[float] | None] = [None] * len(table)
         nearest: list[float | None] = [None] * len(table)
         try:
             found = self._found(path, [clip for _, clip in clips], goes_on)
             for n, clip in clips:
-                counts[n], nearest[n] = self._of(clip, found)
+                inside[n], nearest[n] = self._of(clip, found)
         except UnreadableError:
             pass  # `frames` says why
-        table = table.append_column("cuts", pa.array(counts, pa.int32()))
+        table = table.append_column("cuts", pa.array([None if cuts is None else len(cuts) for cuts in inside], pa.int32()))
+        table = table.append_column("cut_times", pa.array(inside, pa.list_(pa.float64())))
         return table.append_column("nearest_cut_s", pa.array(nearest, pa.float64()))
 
-    def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[int, float | None]:
-        """How many of the cuts (rising, seconds) lie within the clip, and the nearest one."""
+    def _of(self, clip: tuple[float, float], found: np.ndarray) -> tuple[list[float], float | None]:
+        """The cuts (rising, seconds) that lie within the clip, and the nearest one."""
         start, end = clip
-        inside = int(np.searchsorted(found, end, side="left") - np.searchsorted(found, start, side="right"))
+        inside = found[np.searchsorted(found, start, side="right") : np.searchsorted(found, end, side="left")].tolist()
         near = found[(found >= start - self.config.margin_s) & (found <= end + self.config.margin_s)]
         return inside, float(near[np.argmin(np.abs(near - (start + end) / 2))]) if len(near) else None
 
@@ -143,17 +145,19 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def _runs(video: Video, around: list[tuple[float, float]]) -> Iterator[Iterator[tuple[float, Any]]]:
-    """(seconds, frame) of all frames in these spans: a run each, and a new one behind a stretch that cannot be decoded."""
-    numbers = [(n, number) for n, (start, end) in enumerate(around) for number in range(floor(start * PER_S), ceil(end * PER_S) + 1)]
-    gaps = 0
+    """(seconds, frame) of all frames in these spans (rising): a run each, and a new one behind a stretch that cannot be decoded."""
+    starts = [start for start, _ in around]
+    rate = video.stream.average_rate
+    step = 0.95 / PER_S if rate and rate > 1.05 * PER_S else 0.0
 
     def told() -> Iterator[tuple[tuple[int, int], float, Any]]:
-        nonlocal gaps
-        for found in video.shown([number / PER_S for _, number in numbers]):
-            if isinstance(found, Missing):
-                gaps += 1
-            else:
-                yield (numbers[found.wanted[0]][0], gaps), found.at_s, found.frame
+        until, gaps, taken = None, 0, -1.0
+        for played in video.played(around):
+            gaps += until is not None and played.at != until
+            until, at_s = played.until, float(played.at)
+            if at_s >= taken + step:
+                taken = at_s
+                yield (bisect_left(starts, float(until)), gaps), at_s, played.frame
 
     for _, run in groupby(told(), key=itemgetter(0)):
         yield ((at_s, frame) for _, at_s, frame in run)

@@ -102,14 +102,14 @@ class Video:
         try:
             self.container: Any = containers.open_file(path)
         except (av.error.FFmpegError, OSError, ValueError) as err:
-            raise UnreadableError("not_a_video", containers.words(err)) from None
+            raise UnreadableError("not_a_video", containers.words(containers.to_blame(err))) from None
         try:
             self.stream: Any = self._pick(max_pixels, threads)
         except BaseException:
             self.container.close()
             raise
         self.converter: Any = av.video.reformatter.VideoReformatter()
-        self.damaged = self.cut = False
+        self.damaged = self.cut = self.tainted = False  # tainted: from a fault on, until a picture that needs no other
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
         self.read = 0  # packets
         self.last: int | None = None  # until when (pts) the packets go that were read
@@ -126,7 +126,8 @@ class Video:
             raise UnreadableError("unsupported_codec", "no decoder for the video's codec")
         if context.width * context.height > max_pixels:
             raise UnreadableError("too_many_pixels", f"{context.width} x {context.height} > {max_pixels}")
-        context.options = {"max_pixels": str(max_pixels)}  # also of pictures that grow on the way
+        # Pictures may grow on the way; and where bits are wrong a decoder would else make up what is lacking, and not tell.
+        context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
         context.thread_type, context.thread_count = "AUTO", threads
         containers.only(self.container, [stream])
         return stream
@@ -326,8 +327,8 @@ class Video:
                 yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:
-        """A packet that cannot be decoded leaves a gap. The packet None empties the decoder. Frames whose pts is among `unseen` are left
-        out where no other frame refers to them."""
+        """A packet that cannot be decoded leaves a gap, up to the next keyframe: what comes between refers to what is lacking. The packet
+        None empties the decoder. Frames whose pts is among `unseen` are left out where no other frame refers to them."""
         import av
 
         for packet in packets:
@@ -335,12 +336,15 @@ class Video:
                 insort(self.fed, packet.pts)
             self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
             try:
-                yield from self.stream.codec_context.decode(packet)
+                for frame in self.stream.codec_context.decode(packet):
+                    self.tainted = self.tainted and not frame.key_frame
+                    yield BROKEN if self.tainted else frame
             except av.error.EOFError:
                 continue
             except av.error.MemoryError:
                 raise
             except (av.error.FFmpegError, ValueError):
+                self.tainted = True
                 yield BROKEN
 
 

@@ -32,7 +32,8 @@ def sounds(
     order = sorted(range(len(spans_s)), key=lambda n: spans_s[n])
     try:
         container = containers.open_file(path)
-    except (av.error.FFmpegError, OSError, ValueError):
+    except (av.error.FFmpegError, OSError, ValueError) as err:
+        containers.to_blame(err)
         yield from ((n, None, 0.0) for n in order)
         return
     with container:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,6 +71,13 @@ def _vint(file: BinaryIO) -> int | None:
         return None
     value = int.from_bytes(bytes([first & (0x7F >> more)]) + file.read(more), "big")
     return None if value == (1 << 7 * (more + 1)) - 1 else value
+
+
+def to_blame(err: BaseException) -> BaseException:
+    """The error again, for which the file is to blame. Raises OSError for a fault of the machine: no memory, no file handles."""
+    if (number := getattr(err, "errno", None)) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise OSError(number, os.strerror(number)) from None
+    return err
 
 
 def words(err: BaseException) -> str:

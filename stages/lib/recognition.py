@@ -164,7 +164,7 @@ def windows(path: str, goes_on: Callable[[], None]) -> Iterator[tuple[int, np.nd
     try:
         container = containers.open_file(path)
     except (av.error.FFmpegError, OSError, ValueError) as err:
-        raise SubtitleError("malformed", f"container: {containers.words(err)}") from None
+        raise SubtitleError("malformed", f"container: {containers.words(containers.to_blame(err))}") from None
     with container:
         stream = container.streams.best("audio")
         if stream is None and not container.streams.audio:

@@ -180,7 +180,7 @@ def _too_long(group: Sequence[Token], rules: Rules) -> bool:
 
 
 def _unfit(group: Sequence[Token], rules: Rules) -> str | None:
-    if len(group) > 1 and _words(group) > rules.max_words_per_s * _span(group) / 1000:
+    if _words(group) > max(1, rules.max_words_per_s * _span(group) / 1000):
         return "too_fast"
     if _too_long(group, rules):
         return "too_long"

@@ -21,7 +21,8 @@ _WORD = re.compile(r"\w")
 _PARTS = re.compile(r"[^\s。！？]+[。！？]*|[。！？]+")
 _SPEAKER = re.compile(r"(?:>>+|&gt;&gt;|[-–—](?=\s|[^\W\d]))\s*")  # before a digit it is a minus
 _END = re.compile(r"(?:[.!?…]|[。！？؟।])[\"'”’»)\]]*$")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_CJK = re.compile(r"[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_THAI = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")  # and Lao, Burmese, Khmer: vowels and tones are letters of their own
 _ABBREVIATION = re.compile(r"(?:mr|mrs|ms|dr|prof|st|vs|etc|no|jr|sr|e\.g|i\.e|[a-z])\.$", re.I)
 start_of = attrgetter("start_s")
 Said = tuple[str, int, int, bool, bool]
@@ -44,8 +45,9 @@ class Token:
         return bool(_END.search(self.text)) and not _ABBREVIATION.match(self.text)
 
     def words(self) -> int:
-        """1, but in scripts without blanks between words (Thai, Lao, Burmese, Khmer, kana, Han) one for every two letters: an estimate."""
-        return max(1, len(_UNSPACED.findall(self.text)) // 2)
+        """1, but in scripts without blanks between words one for every two letters (kana, Han) or four (Thai, Lao, Burmese, Khmer): an
+        estimate."""
+        return max(1, (2 * len(_CJK.findall(self.text)) + len(_THAI.findall(self.text))) // 4)
 
 
 def joined(tokens: Sequence[Token]) -> str:

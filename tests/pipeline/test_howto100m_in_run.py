@@ -71,6 +71,9 @@ def test_each_caption_becomes_milnces_clip(home: Path, way: str) -> None:
     serial.run(written(home, way))
     run = home / "runs" / "test"
     assert fates(run) == {"kept": 6, "download:stored_unreadable": 3}
+    seconds = json.loads((run / "report/report.json").read_text())["expanded"]["seconds"]  # overlaps count once
+    assert seconds["cues"] == {"in": 36.78, "kept": pytest.approx(34.44), "dropped": {"silence": pytest.approx(2.34)}}
+    assert seconds["segments"] == {"in": 39.0, "kept": 26.0, "dropped": {"download:stored_unreadable": 13.0}}
     samples = list(wds.WebDataset(sorted(map(str, run.glob("shards/*/*.tar"))), shardshuffle=False, empty_check=False))
     texts = {text: span for (_, _, text), span in zip(CAPTIONS, SPANS, strict=True)}
     for sample in samples:

@@ -307,7 +307,11 @@ def test_a_report_of_videos_tells_of_the_videos_too(films: Path, capsys: pytest.
     assert {one["fate"]: one["rows"] for one in found["expanded"]["funnel"]} == {"subtitle_files:no_track": 1, KEPT: 2}
     assert sum(found["expanded"]["children"]["rows"]) == found["expanded"]["with_kept"] == 2
     assert re.search(r"test: 3 rows in\s.*expanded +2 +66\.7%.*subtitle_files:no_track +1 .*3 rows made of them.*kept +3 ", said, re.DOTALL)
+    assert found["expanded"]["seconds"]["cues"] == {"in": 6.5, "kept": 6.5, "dropped": {}}
+    assert found["expanded"]["seconds"]["segments"] == {"in": 6.5, "kept": 6.5, "dropped": {}}
+    assert "seconds of segments: 6.5 = 6.5 kept + 0.0 dropped" in said
     text = (films / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Seconds of cues: 6.5 = 6.5 in segments" in text
     section = text[text.index('<section id="expanded">') : text.index('<section id="funnel">')]
     assert 'data-fate="subtitle_files:no_track"' in section
     assert "Of the 3 rows of the input 2 were expanded, to 3 rows" in section

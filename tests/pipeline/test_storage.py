@@ -221,6 +221,10 @@ def test_attempts_are_counted_until_the_part_is_committed(store: Store) -> None:
     assert Attempts(store, "rows/k/part-00001").begin() == 0
     Attempts(store, "rows/k/part-00000").end()
     assert Attempts(store, "rows/k/part-00000").begin() == 0
+    failed = Attempts(store, "rows/k/part-00000")
+    assert failed.begin() == 1
+    failed.withdraw()
+    assert Attempts(store, "rows/k/part-00000").begin() == 1
 
 
 def test_addition_names_are_read_back() -> None:

@@ -70,7 +70,7 @@ def read_tracks(path: str, max_bytes: int = 1 << 30) -> list[Embedded]:
     except (av.error.FFmpegError, OSError, ValueError) as err:
         if isinstance(err, SubtitleError):
             raise
-        raise SubtitleError("malformed", f"container: {containers.words(err)}") from None
+        raise SubtitleError("malformed", f"container: {containers.words(containers.to_blame(err))}") from None
 
 
 def choose(tracks: Sequence[Embedded], languages: Sequence[str] = ()) -> Embedded | None:
@@ -110,11 +110,16 @@ def read_file(data: Any) -> Found:
         ]
         odd = Counter({str(name): int(count) for name, count in data.get("odd", {}).items()})
         language = data.get("language")
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         raise SubtitleError("malformed", "JSON that is no text track as it is written here") from None
-    if any(not 0 <= raw.start <= MAX_MS for raw in raws):
+    if not all(0 <= raw.start <= MAX_MS and all(map(_possible, (raw.end, *(at for at, _ in raw.pieces)))) for raw in raws):
         raise SubtitleError("malformed", "a text track with impossible times")
     return Found(raws, odd, language if isinstance(language, str) else None)
+
+
+def _possible(ms: int | None) -> bool:
+    """What `as_file` writes of a cue that begins by MAX_MS."""
+    return ms is None or abs(ms) <= 2 * MAX_MS
 
 
 def _ms(value: Any) -> int | None:
@@ -125,7 +130,8 @@ def _read(container: Any, streams: list[Any], max_bytes: int) -> list[Embedded]:
     import av
 
     containers.only(container, streams)
-    found = {stream.index: Found(language=stream.metadata.get("language")) for stream in streams}
+    said = {stream.index: stream.metadata.get("language") for stream in streams}
+    found = {index: Found(language=None if language == "und" else language) for index, language in said.items()}  # und: undetermined
     offset, left = Fraction(container.start_time or 0, 1_000_000), max_bytes
     try:
         for packet in container.demux(streams):

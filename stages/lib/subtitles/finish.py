@@ -36,8 +36,8 @@ def finish(found: Found, kind: str, encoding: str) -> Track:
         odd["unsorted"] = 1
         raws = sorted(raws, key=lambda raw: raw.start)
     raws, times = _word_times(raws, odd)
-    if automatic and times != "interpolated":
-        raws = rolling.trim(raws)
+    if automatic:
+        raws = rolling.trim(raws, times != "interpolated")
     raws = _ends(raws, odd)
     cues = tuple(_cue(raw, automatic and times == "real") for raw in raws)
     oddities = {name: n for name, n in sorted(odd.items()) if n}

@@ -65,11 +65,11 @@ def is_csv(text: str) -> bool:
 
 def read_csv(text: str) -> Found:
     lines = io.StringIO(text.replace("\x00", ""), newline="")
-    header = [name.strip().lower() for name in next(csv.reader(lines))]
-    at = [header.index(key) for key in _KEYS]
     try:
+        header = [name.strip().lower() for name in next(csv.reader(lines))]
+        at = [header.index(key) for key in _KEYS]
         rows = [row for row in csv.reader(lines) if len(row) > max(at)]
-    except csv.Error as err:
+    except (csv.Error, ValueError) as err:
         raise SubtitleError("malformed", f"CSV: {err}") from None
     return _read((row[at[0]], row[at[1]], row[at[2]]) for row in rows)
 

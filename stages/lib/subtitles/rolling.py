@@ -94,17 +94,17 @@ def split_lines(pieces: Sequence[tuple[int | None, str]]) -> list[Pieces]:
     return lines
 
 
-def trim(raws: Sequence[RawCue]) -> list[RawCue]:
+def trim(raws: Sequence[RawCue], real: bool = True) -> list[RawCue]:
     """Ends where the speech ends, not where the display does: at the next line, or soon after the last word.
 
-    `[Music]` and lines whose words have no times last as shown, but not beyond the next line.
+    `[Music]` and lines whose words have no times, or none that are `real`, last as shown, but not beyond the next line.
     """
     out = []
     for n, raw in enumerate(raws):
         last = max([raw.start, *(time for time, text in raw.pieces if time is not None and text.strip())])
         end = raw.end if raw.end is not None else last + LAST_WORD_MS
         text = tidy("".join(text for _, text in raw.pieces))
-        if raw.timed() or (" " not in text and not _SOUND.fullmatch(text)):
+        if (real and raw.timed()) or (" " not in text and not _SOUND.fullmatch(text)):
             end = min(end, last + LAST_WORD_MS)
         if n + 1 < len(raws) and raws[n + 1].start > last:
             end = min(end, raws[n + 1].start)

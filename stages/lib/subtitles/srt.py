@@ -10,7 +10,7 @@ import re
 from stages.lib.subtitles.cuetext import srt_text
 from stages.lib.subtitles.model import MAX_MS, Found, RawCue
 
-_STAMP = r"(?:(\d+)\s*:\s*)?(\d+)\s*:\s*(\d+)(?:[,.:]\s*(\d*))?"
+_STAMP = r"(?:(\d+)\s*:\s*)?(\d+)\s*:\s*(\d+)(?:[,.:](?:\s*(\d+))?)?"
 # What follows the end is dropped: coordinates ("X1:000 X2:…") and WebVTT's settings.
 _TIMING = re.compile(rf"\s*{_STAMP}\s*-+>\s*{_STAMP}(?:\s.*)?")
 _ARROW = re.compile(r"-->")

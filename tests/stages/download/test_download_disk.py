@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import subprocess
@@ -16,9 +17,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from pipeline.frame import apply, apply_stream
+from pipeline.frame import apply, apply_stream, machine_fault
 from stages.download import config
-from stages.download.spool import sweep
+from stages.download.spool import Sink, Spool, sweep
 from stages.download.stage import Download
 from stages.download.subtitles import SubtitleFiles
 from tests.stages.download.conftest import QUICK, wanted
@@ -144,3 +145,32 @@ def test_subtitle_files(server: Server, tmp_path: Path) -> None:
         assert [row["fate"] for row in rows] == ["kept", "kept", "subtitle_files:missing", kept, "subtitle_files:http_404"]
         assert [row["subtitle"] for row in rows] == [bytes_for("sub.test/a{}", 2000), b"1\n", None, b"WEBVTT" if local else None, None]
         stage.close()
+
+
+@pytest.mark.parametrize("path", ["/film", "/size/300000"])
+def test_a_full_disk_is_no_rows_fault(server: Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Small bodies are written when the file is closed, large ones as they come; a copy of a stored one too."""
+    new = Spool.new
+
+    def full(spool: Spool) -> Any:
+        (spool.folder / f"{len(files(spool.folder)):08d}").symlink_to("/dev/full")
+        return new(spool)
+
+    monkeypatch.setattr(Spool, "new", full)
+    stage = stage_of(server, retries=0)
+    with pytest.raises(OSError, match="No space left") as raised:
+        apply(stage, wanted([server.url(path, "full.test")]))
+    assert machine_fault(raised.value)
+    stage.close()
+
+
+def test_a_full_disk_is_no_stored_files_fault(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(_: Sink, data: bytes, keep: bool = True) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Sink, "append", full)
+    (tmp_path / "given.mp4").write_bytes(b"video" * 100)
+    stage = stage_of(server)
+    with pytest.raises(OSError, match="No space left"):
+        apply(stage, wanted([None], stored=[f'{{"path": "{tmp_path}/given.mp4", "offset": 5, "length": 10}}']))
+    stage.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from pipeline.catalog import check_order, entry
+from pipeline.errors import UserError
 from pipeline.frame import apply, framed
 from pipeline.sample import film
+from stages.frames import Frames
 from stages.frames.cuts import Cuts
 from tests.support.videos import uneven
 
@@ -59,6 +64,8 @@ def test_cuts_lie_where_they_were_made(tmp_path: Path, kind: str, detector: str)
     clips = [(2.0, 4.0), (2.5, 9.5), (5.0, 9.0), (3.0, 4.2), (9.2, 12.0), (13.5, 15.0), (15.0, 15.5)]
     rows = cuts(path, clips, detector=detector)
     assert [row["cuts"] for row in rows] == [1, 3, 0, 0, 0, 0, 0]
+    assert rows[1]["cut_times"] == pytest.approx([3.0, 4.4, 9.16], abs=1e-3)
+    assert rows[2]["cut_times"] == []
     assert [row["nearest_cut_s"] for row in rows] == pytest.approx([3.0, 4.4, 9.16, 3.0, 12.0, 12.0, None], abs=1e-3)
     assert {row["fate"] for row in rows} == {"kept"}
 
@@ -70,6 +77,38 @@ def test_a_shifted_clip_is_judged_where_its_frames_are(tmp_path: Path) -> None:
     stage.open()
     out = apply(stage, framed(pa.table({"video": [str(path)] * 2, **columns})))
     assert out["cuts"].to_pylist() == [1, 0]
+
+
+def test_frames_at_the_middle_of_each_shot(tmp_path: Path) -> None:
+    path = write(tmp_path / "film.mp4", range(0, 16_000, 40))
+    columns = {"start_s": [2.5, 5.0, 1.0], "end_s": [9.5, 9.0, 2.0], "shift_s": pa.array([0, 0, 1.5], pa.float32())}
+    table = framed(pa.table({"video": [str(path)] * 3, **columns}))
+    for most, wanted in ((64, [[2.75, 3.7, 6.78, 9.33], [7.0], [2.75, 3.25]]), (2, [[3.7, 6.78], [7.0], [2.75, 3.25]])):
+        made = table
+        for stage in (Cuts(), Frames(Frames.Config(pick="scenes", max_count=most, size=64))):
+            stage.open()
+            made = apply(stage, made)
+        times = made["frame_times"].to_pylist()
+        assert len(times) == 3
+        for got, want in zip(times, wanted, strict=True):
+            assert got == pytest.approx(want, abs=1e-3)
+        for pictures, at in zip(made["frames"].to_pylist(), times, strict=True):
+            shots = [int(np.searchsorted(CUTS_MS, 1000 * t, side="right")) for t in at]
+            assert len(set(shots)) == len(pictures) == len(at)
+            for body, shot, t in zip(pictures, shots, at, strict=True):
+                seen = np.asarray(Image.open(io.BytesIO(body)).convert("RGB").resize((16, 12)), float)
+                ms = int(t * 1000) // 40 * 40
+                own = np.asarray(Image.fromarray(picture(shot, ms)).crop((20, 0, 140, 120)).resize((16, 12)), float)
+                assert np.abs(seen - own).mean() < 30
+
+
+def test_frames_of_scenes_need_the_cuts() -> None:
+    entries = [entry("cuts"), entry("frames", {"pick": "scenes"})]
+    for missing, some in (("video, start_s, end_s, cut_times", entries[1:]), ("video, start_s, end_s, which", entries)):
+        with pytest.raises(UserError, match=f"reads {missing}"):
+            check_order(some)
+    with pytest.raises(UserError, match="put the stage cuts before it"):
+        check_order(entries[1:])
 
 
 def test_what_cannot_be_read_has_no_cuts(tmp_path: Path) -> None:

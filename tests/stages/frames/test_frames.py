@@ -310,3 +310,24 @@ def test_missing_is_told_once(videos: dict[str, Path]) -> None:
         found = list(video.shown([1.0, 99.0, 98.0]))
     assert [sorted(one.wanted) for one in found] == [[0], [1, 2]]
     assert isinstance(found[1], Missing)
+
+
+def test_wrong_bits_give_no_wrong_picture(tmp_path: Path) -> None:
+    """A decoder makes up what it cannot read, and what refers to it is wrong up to the next keyframe: none of that is taken."""
+    path = make(tmp_path / "film.mp4", Kind(steady(8, 25), options=(("g", "25"), ("bf", "2"))))
+    body = bytearray(path.read_bytes())
+    middle = body.index(b"mdat") + (body.index(b"moov") - body.index(b"mdat")) // 2
+    for at in range(middle, middle + 6000, 97):
+        body[at] ^= 0x5A
+    path.write_bytes(bytes(body))
+    stage = Frames(Frames.Config(count=2, size=96))
+    stage.open()
+    spans = [(n / 4, n / 4 + 0.25) for n in range(32)]
+    columns = {"video": [str(path)] * 32, "start_s": [a for a, _ in spans], "end_s": [b for _, b in spans]}
+    rows = apply(stage, framed(pa.table(columns))).to_pylist()
+    kept = [row for row in rows if row["fate"] == "kept"]
+    assert {row["fate"] for row in rows} == {"kept", "frames:damaged"}
+    assert len(kept) >= 16
+    assert rows[0]["fate"] == rows[-1]["fate"] == "kept"
+    for row in kept:
+        assert [read_jpeg(one) for one in row["frames"]] == [on_screen(steady(8, 25), t) for t in row["frame_times"]]

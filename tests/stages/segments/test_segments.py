@@ -178,3 +178,13 @@ def test_every_second_of_any_cues_is_accounted_for(times: list[tuple[int, int]],
         assert all(2000 <= segment.end - segment.start <= 15_000 for segment in made.segments)
         ordered = sorted(made.segments, key=lambda segment: segment.start)
         assert all(a.end <= b.start for a, b in itertools.pairwise(ordered))
+
+
+def test_words_of_scripts_without_blanks_are_estimated_each_by_its_own_letters() -> None:
+    """Twelve Thai words in 3 s are ordinary speech; their vowels and tones are letters of their own."""
+    thai = "นอกจากนี้ในหัวข้อเรื่องพลังอันยิ่งใหญ่ของสองซึ่งเราเห็น"
+    han = "我们今天学习如何做一个好的蛋糕"
+    for text, words in ((thai, 13), (han, 7)):
+        (segment,) = cut([Cue(0.0, 3.0, text)], Rules(), False).segments
+        assert (segment.text, sum(token.words() for token in segment.tokens)) == (text, words)
+    assert [lost.reason for lost in cut([Cue(0.0, 0.5, han)], Rules(min_ms=0), False).lost] == ["too_fast"]

@@ -95,6 +95,12 @@ def test_xml_that_breaks_off_keeps_what_came_before() -> None:
         (b'{"error": 1}', "unknown_format"),
         (b"[" * 100_000, "malformed"),
         (b"{,", "malformed"),
+        (b'{"text_track": "subrip", "cues": [[1e999, 2, []]]}', "malformed"),
+        (b'{"text_track": "subrip", "cues": [[1, 1e308, [[null, "x"]]]]}', "malformed"),
+        (b'{"text_track": "subrip", "cues": [[1, 2, [[1e300, "x"]]]]}', "malformed"),
+        (b'{"recognised": true, "cues": [[1, 2, [[-1e300, "x"]]]]}', "malformed"),
+        (b'"start","end,text"\n1,2\n', "malformed"),
+        (b'start,end,text,"' + b"x" * 200_000, "malformed"),
         (b"[Script Info]\nTitle: ASS\n", "unknown_format"),
         (b"{0}{25}MicroDVD", "unknown_format"),
         (b"[00:12.00]lyrics", "unknown_format"),
@@ -121,6 +127,9 @@ def test_long_files_of_one_kind_of_junk_cost_little(size: int) -> None:
         json.dumps({"start": [1, 2, 3], "end": [2, 3, 4], "text": ["a " * size + name for name in "bcd"]}),
         "-->" + "-" * size,
         "\n" * size + "00:00.000 --> 00:01.000\na",
+        "1\n00:00:01," + " " * size + "x --> 00:00:02,000\na",
+        "1\n00:00:01,000 --> 00:00:02," + " " * size + "\x0b\na",
+        "1\n" + "1" * size + " " * size + "x --> 00:00:02,000\na",
     ):
         began = time.process_time()
         with contextlib.suppress(SubtitleError):

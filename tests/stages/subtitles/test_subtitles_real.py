@@ -168,3 +168,11 @@ def test_every_word_of_every_file_is_in_one_segment_or_lost_with_a_reason(folder
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), path.name
         assert made.balance.total == made.balance.kept + sum(made.balance.dropped.values()), path.name
     assert checked > 60_000
+
+
+def test_a_single_word_of_a_translated_track_does_not_last_as_long_as_it_is_shown(folder: Path) -> None:
+    """Its words have no times of their own, but a word that is shown for half a minute is not said for so long."""
+    found = track(folder / "youtube_auto_vtt/finec_104min.ru.vtt")
+    single = [cue for cue in found.cues if " " not in cue.text and not cue.text.startswith("[")]
+    assert len(single) > 10
+    assert max(cue.end_s - cue.start_s for cue in single) < 0.601
