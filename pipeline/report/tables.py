@@ -19,6 +19,8 @@ from stages.selection import columns_of_rule
 BINS = 40
 TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
 TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
+HOST_CHARS = 253  # of a host's name, as DNS has it; a URL may hold any number there
+VAST = 1e150  # no measure is beyond; the square of what is has no place in a double
 LOG_SPAN = 50  # a positive column whose greatest value is so many times its least one gets bins of equal ratio
 # Short texts that the report counts or the selection may compare; every other text column stays in its file.
 TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw", "eval_match")
@@ -77,13 +79,14 @@ def histograms(con: Any, names: list[str]) -> dict[str, Any]:
 
 
 def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[float], str] | None = None) -> dict[str, Any]:
-    """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin.
+    """Rows from each edge up to the next (the last one included), before and after selection; NaN, infinities and what is beyond VAST
+    stand in no bin.
 
     `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio. `edges` (with their scale)
     may be given; then they have to hold all values.
     """
     value = f'CAST("{column}" AS DOUBLE)'
-    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}))"
+    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}) AND abs({value}) < {VAST})"
     summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
     low, high, mean, std, distinct, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
     if low is None:
@@ -115,8 +118,13 @@ def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[fl
 
 def categories(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
     """Rows and kept rows of the most frequent values; rows without a value are left out, the rest is one line (value null)."""
+    return {name: _top_values(con, name) for name in categories_of(known)}
+
+
+def categories_of(known: Known) -> list[str]:
+    """The columns of a run that are counted by their values."""
     there = columns_known(known.run)
-    return {name: _top_values(con, name) for name in CATEGORIES if name in there}
+    return [name for name in CATEGORIES if name in there]
 
 
 def _top_values(con: Any, column: str) -> list[dict[str, Any]]:
@@ -142,7 +150,8 @@ def hosts(con: Any, by: str = "host") -> dict[str, Any]:
         f"count(*) FILTER (final = '{KEPT}') AS kept FROM {source} GROUP BY name"
     )
     ((distinct, kept),) = con.execute(f"SELECT count(*), coalesce(max(kept), 0) FROM ({sql})").fetchall()
-    return {"distinct": distinct, "most_kept": kept, "top": _lines(con, f"{sql} ORDER BY rows DESC, name LIMIT {TOP_HOSTS}")}
+    shown = f"SELECT * REPLACE (left(name, {HOST_CHARS}) AS name) FROM ({sql}) ORDER BY rows DESC, name LIMIT {TOP_HOSTS}"
+    return {"distinct": distinct, "most_kept": kept, "top": _lines(con, shown)}
 
 
 def clusters(known: Known, con: Any) -> dict[str, Any]:
@@ -179,8 +188,9 @@ def repeats(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def fetches(con: Any) -> dict[str, int]:
-    """Rows that asked the network for an image, rows that got bytes, and rows whose bytes were a usable image."""
-    sql = "SELECT count(fetch_id), count(*) FILTER (fetched), count(*) FILTER (fetched AND NOT starts_with(fate, 'images:')) FROM facts"
+    """Rows that asked the network for an image (or their video), rows that got bytes, and rows whose bytes could be used."""
+    usable = "fetched AND NOT starts_with(fate, 'images:') AND NOT starts_with(fate, 'frames:')"
+    sql = f"SELECT count(fetch_id), count(*) FILTER (fetched), count(*) FILTER ({usable}) FROM facts"
     ((asked, fetched, decoded),) = con.execute(sql).fetchall()
     return {"asked": asked, "fetched": fetched, "usable": decoded}
 

@@ -8,6 +8,7 @@ each threshold; and where a later rule counts rows, the whole selection is run f
 
 from __future__ import annotations
 
+import decimal
 import json
 import re
 import shlex
@@ -61,7 +62,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
         f"WHERE s.fate = '{KEPT}'"
     )
     once = _one_run_is_enough(known, con, column, sign, [] if at is None else rules[at + 1 :])
-    thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
+    thresholds = _thresholds(con, column, sign, STEPS if once else RUNS, own)
     if once:
         counts = ", ".join(f'count(*) FILTER ("{column}" {sign} {text})' for text in thresholds)
         found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchall()[0]) if thresholds else []
@@ -113,16 +114,29 @@ def _one_run_is_enough(known: Known, con: Any, column: str, sign: str, after: li
     return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchall()[0][0]
 
 
-def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]:
-    """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own."""
+def _thresholds(con: Any, column: str, sign: str, steps: int, own: str | None) -> list[str]:
+    """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own. At the loose end every number passes."""
     shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
     (found,) = con.execute(
         f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
     ).fetchall()[0]
     texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
+    if found:
+        text = _passed(con, column, sign, found[0] if sign == ">=" else found[-1])
+        texts[float(text)] = text
     if own:
         texts[float(own)] = own
     return [texts[value] for value in sorted(texts)]
+
+
+def _passed(con: Any, column: str, sign: str, bound: float) -> str:
+    """The loosest number as a short one that all rows pass: rounded to the nearest, or where that is too strict, the other way."""
+    text = f"{bound:.3g}"
+    (all_pass,) = con.execute(f'SELECT bool_and("{column}" {sign} {text}) FROM open_rows WHERE isfinite("{column}")').fetchall()[0]
+    if all_pass:
+        return text
+    with decimal.localcontext(prec=3, rounding=decimal.ROUND_FLOOR if sign == ">=" else decimal.ROUND_CEILING):
+        return f"{float(+decimal.Decimal(bound)):.3g}"
 
 
 def _placed(rules: list[Rule], at: int | None, keep: str, column: str) -> list[Rule]:
