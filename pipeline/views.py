@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline.errors import TransientError
 from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
+from stages.lib.singles import single
 
 MEMORY_LIMIT = "2GB"
 HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/:?#]+)"  # a URL's host, as DuckDB's regexp_extract takes it
@@ -68,7 +69,7 @@ def _line(err: Exception) -> str:
 def files(con: Any, name: str, store: Store, paths: list[str], schema: pa.Schema) -> None:
     """View `name` over Parquet files, with their address in `filename`; without files, an empty table of `schema`."""
     if not paths:
-        fields = [*schema, pa.field("filename", pa.string())]
+        fields = [*(pa.field(one.name, single(one.type)) for one in schema), pa.field("filename", pa.string())]
         con.register(f"{name}_none", pa.schema(fields).empty_table())
         con.execute(f'CREATE OR REPLACE VIEW "{name}" AS SELECT * FROM "{name}_none"')
         return

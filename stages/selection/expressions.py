@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from stages.lib.singles import single
 
 CLASSES = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CAST", "CASE", "BETWEEN", "COLLATE", "TYPE"}
 SAID = {
@@ -36,7 +37,7 @@ def columns_of(expression: str, columns: Mapping[str, pa.DataType], rule: str) -
     con = duckdb.connect(config={"enable_external_access": False})
     try:
         used = list(dict.fromkeys(_parts(con, expression, columns, rule)))
-        con.register("one_row", pa.schema(list(columns.items())).empty_table())
+        con.register("one_row", pa.schema([(name, single(kind)) for name, kind in columns.items()]).empty_table())
         try:
             ((_, kind, *_),) = con.execute(f"DESCRIBE SELECT {wrapped(expression)} AS keep FROM one_row").fetchall()
         except duckdb.Error as err:
