@@ -161,7 +161,7 @@ def _histograms(con: Any, name: str) -> dict[str, Any]:
     found = [tables.histogram(con, name, table, edges) for table in ("facts_a", "facts_b")]
     nothing = [0] * len(whole["rows"])
     sides = {side: {key: one[key] or nothing for key in ("rows", "kept")} for side, one in zip("ab", found, strict=True)}
-    return {"edges": whole["edges"], "scale": whole["scale"], **sides}
+    return {**{key: whole[key] for key in ("edges", "scale", "whole")}, **sides}
 
 
 def _lines(con: Any, sql: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 // Draws the charts from the block of JSON, opens a fate's rows from its bar, and moves the what-if sliders.
 // Texts of strangers reach the page by textContent and ECharts' own drawing of text alone, never as HTML.
 (() => {
-  const { data, charts, count, short, colour, draw, base } = shardmill;
+  const { data, charts, count, short, bins, colour, draw, base } = shardmill;
 
   const funnel = (lines) => (width) => {
     const total = lines.reduce((sum, one) => sum + one.rows, 0);
@@ -26,7 +26,7 @@
     return () => base({
       grid: { left: 48, right: 12, top: 8, bottom: 24 },
       legend: { show: false },
-      xAxis: { type: "category", data: found.rows.map((_, at) => short(found.edges[at]) + " to " + short(found.edges[at + 1])), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
+      xAxis: { type: "category", data: bins(found), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
       yAxis: { type: "value", minInterval: 1 },
       series: [
         { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color: colour("all") }, data: found.rows },
