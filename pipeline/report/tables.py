@@ -95,7 +95,7 @@ def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[flo
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
     whole = whole and max(-low, high) < EXACT
-    bounds, scale = edges or _edges(low, high, *quantiles[3:], whole)
+    bounds, scale = edges or _edges(low, high, quantiles[3], quantiles[4], whole)
     bins = "WHEN false THEN 0 "  # of one bin
     bins += " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
     counted = con.execute(

@@ -55,6 +55,10 @@ def test_the_loose_end_of_a_slider_keeps_every_number(server: Server, tmp_path: 
         assert one["kept"][at] == one["kept_without"] == ROWS, (column, one["thresholds"])
     assert found["claimed_aesthetic"]["thresholds"][0] == "5"
     assert found["claimed_punsafe"]["thresholds"][-1] == "0.988"
+    text = (run / "report" / "index.html").read_text(encoding="utf-8")
+    places = [int(place) for place in re.findall(r'type="range"[^>]* value="(\d+)"', text)]
+    wanted = [one["kept"].index(ROWS) if one["sign"] == ">=" else len(one["kept"]) - 1 for one in told(run)["what_if"]]
+    assert places == wanted, "where no rule is, a slider begins with everything"
 
 
 def test_numbers_beyond_measure_end_no_report(server: Server, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@
       xAxis: { type: "category", data: bins(found), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
       yAxis: { type: "value", minInterval: 1 },
       series: [
-        { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color: colour("all") }, data: found.rows },
-        { name: "kept", type: "bar", itemStyle: { color: colour("kept") }, data: found.kept },
+        { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", barMaxWidth: 48, itemStyle: { color: colour("all") }, data: found.rows },
+        { name: "kept", type: "bar", barMaxWidth: 48, itemStyle: { color: colour("kept") }, data: found.kept },
       ],
     });
   }
