@@ -25,6 +25,7 @@ from stages.selection.rules import Rule, Rules
 
 STEPS, RUNS = 100, 12  # thresholds of a slider: where one run of the selection gives them all, and where each needs its own
 COLUMNS = 4  # sliders
+IN_POOL = {"alignability"}  # scores of stages that look at the bytes as they come
 NO_SCORES = {"eval_similarity"}  # floats by which nobody keeps anything
 LEAST_IS_BEST = {"claimed_punsafe", "claimed_pwatermark"}  # of what one keeps the smallest
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -38,7 +39,7 @@ def possible(known: Known) -> bool:
 def columns(known: Known, con: Any) -> list[str]:
     """The scores that hold numbers: the stages' own first, then those that came with the list."""
     there = columns_known(known.run)
-    own = {name for entry in known.run.layout.scores for name in entry.stage.adds if name not in NO_SCORES}
+    own = {name for entry in known.run.layout.scores for name in entry.stage.adds if name not in NO_SCORES} | IN_POOL
     scores = [n for n, kind in there.items() if (n in own or n.startswith("claimed_")) and pa.types.is_floating(kind)]
     scores.sort(key=lambda name: (name != "similarity", name not in own))
     return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchall()[0][0]][:COLUMNS]

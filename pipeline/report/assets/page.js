@@ -70,6 +70,7 @@
     });
   }
 
+  // The line's place is rounded to `precision` digits, two unless one says otherwise.
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
@@ -77,7 +78,7 @@
       yAxis: { type: "value", min: 0 },
       series: [{ name: "kept", type: "line", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
         data: one.thresholds.map((text, n) => [Number(text), one.kept[n]]),
-        markLine: { symbol: "none", silent: true, animation: false, label: { show: false }, lineStyle: { color: colour("accent"), type: "solid", width: 2 }, data: [{ xAxis: Number(one.thresholds[at()]) }] } }],
+        markLine: { symbol: "none", silent: true, animation: false, precision: 15, label: { show: false }, lineStyle: { color: colour("accent"), type: "solid", width: 2 }, data: [{ xAxis: Number(one.thresholds[at()]) }] } }],
     });
   }
 
