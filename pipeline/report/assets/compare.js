@@ -5,7 +5,7 @@
   const shares = (rows) => { const total = rows.reduce((sum, n) => sum + n, 0) || 1; return rows.map((n) => n / total); };
   document.querySelectorAll('[id^="chart-"]').forEach((place) => {
     const found = data.histograms[place.dataset.name];
-    const line = (name, rows, ink) => ({ name, type: "bar", barGap: "0%", barCategoryGap: "10%", itemStyle: { color: ink }, data: shares(rows) });
+    const line = (name, rows, ink) => ({ name, type: "bar", barGap: "0%", barCategoryGap: "10%", barMaxWidth: 32, itemStyle: { color: ink }, data: shares(rows) });
     draw(place.id, () => base({
       grid: { left: 48, right: 12, top: 8, bottom: 24 },
       xAxis: { type: "category", data: bins({ ...found, rows: found.a.rows }), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
