@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
+
 from pipeline import explain, views
 from pipeline.errors import UserError
 from pipeline.known import Known
@@ -88,8 +90,9 @@ class Rows:
         return [name for name, kind in self.columns.items() if kind.startswith(NUMBERS) and not kind.endswith("]")]
 
     def find(self, asked: dict[str, str]) -> dict[str, Any]:
-        """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most`, `sort`, `down`; and `page`,
-        or the rows `after` or `before` a row of the same question, which costs as little at the end as at the beginning.
+        """A page of rows: `fate`, `text` (in caption, url or detail), `host`, `column` with `least` and `most` or `is` (of a list: holds),
+        `sort`, `down`; and `page`, or the rows `after` or `before` a row of the same question, which costs as little at the end as at the
+        beginning.
 
         Raises UserError for a column that is not there or a number that is none.
         """
@@ -135,16 +138,35 @@ class Rows:
         if asked.get("text"):
             tests.append("contains(sought, lower(?))")
             values.append(asked["text"])
+        column = asked.get("column") or ""
         for bound, sign in (("least", ">="), ("most", "<=")):
-            if asked.get("column") and asked.get(bound):
-                self._check(asked["column"], number=True)
-                tests.append(f'"{asked["column"]}" {sign} ?')
-                values.append(_number(asked[bound]))
+            if column and asked.get(bound):
+                self._check(column, number=True)
+                tests.append(f'"{column}" {sign} ?')
+                values.append(self._bound(column, asked[bound]))
+        if column and asked.get("is"):
+            self._check(column)
+            number = column in self.numeric
+            holds = (
+                f'list_contains(CAST("{column}" AS VARCHAR[]), ?)'
+                if self.columns[column].endswith("[]")
+                else f'CAST("{column}" AS VARCHAR) = ?'
+            )
+            tests.append(f'"{column}" = ?' if number else holds)
+            values.append(self._bound(column, asked["is"]) if number else asked["is"])
         return tests, values
+
+    def _bound(self, column: str, text: str) -> float:
+        """A number to compare a column with: of 32 bits where the column has them, as rules compare, so that 0.7 is 0.7."""
+        number = _number(text)
+        if self.columns[column] != "FLOAT":
+            return number
+        with np.errstate(over="ignore"):
+            return float(np.float32(number))
 
     def _check(self, column: str, number: bool = False) -> None:
         if column not in self.columns or (number and column not in self.numeric):
-            raise UserError(f"no {'numeric ' if number else ''}column {column!r}")
+            raise UserError(f"no {'numeric ' if number else ''}column {column!r}" + (" (from and to are for numbers)" if number else ""))
 
     def image(self, row: int) -> tuple[str, bytes] | None:
         """Content type and bytes of a row's stored image; None where the pool holds none that a browser shows."""

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import views
 from pipeline.errors import UserError
 from pipeline.known import Known
+from pipeline.ledger import Balance
 from pipeline.phases.select import view_selected
 from pipeline.report import page, tables
 from pipeline.runs import reopen
@@ -34,10 +35,12 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
             "a": _side(a, con, "facts_a", run_a),
             "b": _side(b, con, "facts_b", run_b),
             "config": _differences(a, b),
+            "expanded": _expanded(a, b),
             "funnel": _funnel(con),
             "overlap": _overlap(con),
             "moves": _moves(con),
             "histograms": {name: found for name in names if (found := _histograms(con, name))},
+            "categories": _categories(con, [name for name in tables.categories_of(b) if name in tables.categories_of(a)]),
         }
 
 
@@ -85,6 +88,39 @@ def _funnel(con: Any) -> list[dict[str, Any]]:
     return _lines(con, sql)
 
 
+def _expanded(a: Known, b: Known) -> list[dict[str, Any]]:
+    """Of runs that make several rows of one: fate and rows of the input's rows in both (null where a run makes none); else []."""
+    if not (a.run.layout.expand or b.run.layout.expand):
+        return []
+    ended = [_of_input(known) if known.run.layout.expand else None for known in (a, b)]
+    dropped = [balance.dropped if balance else {} for balance in ended]
+    lines: list[dict[str, Any]] = [{"fate": "expanded", "a": ended[0] and ended[0].kept, "b": ended[1] and ended[1].kept}]
+    for fate in sorted({*dropped[0], *dropped[1]}, key=lambda fate: (-sum(one.get(fate, 0) for one in dropped), fate)):
+        lines.append({"fate": fate, "a": ended[0] and dropped[0].get(fate, 0), "b": ended[1] and dropped[1].get(fate, 0)})
+    return lines
+
+
+def _of_input(known: Known) -> Balance:
+    """What became of the input's rows, as the ledger has it."""
+    return Balance(**known.run.store.read_json(f"ledger/{known.keys['shards']}/done.json")["rows"])
+
+
+def _categories(con: Any, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Kept rows of both runs by the most frequent values of a column."""
+    return {name: found for name in names if (found := _values(con, name))}
+
+
+def _values(con: Any, name: str) -> list[dict[str, Any]]:
+    there = f"final = '{KEPT}' AND \"{name}\" IS NOT NULL"
+    counts = f'SELECT CAST("{name}" AS VARCHAR) AS value, count(*) AS rows FROM {{}} WHERE {there} GROUP BY ALL'
+    return _lines(
+        con,
+        "SELECT value, coalesce(x.rows, 0) AS a, coalesce(y.rows, 0) AS b "
+        f"FROM ({counts.format('facts_a')}) x FULL JOIN ({counts.format('facts_b')}) y USING (value) "
+        f"ORDER BY coalesce(x.rows, 0) + coalesce(y.rows, 0) DESC, value LIMIT {tables.TOP_VALUES}",
+    )
+
+
 def _overlap(con: Any) -> dict[str, int]:
     """Rows that both lists hold, or one; and of those that both hold, who keeps them."""
     kept_a, kept_b = f"a.final = '{KEPT}'", f"b.final = '{KEPT}'"
@@ -125,7 +161,7 @@ def _histograms(con: Any, name: str) -> dict[str, Any]:
     found = [tables.histogram(con, name, table, edges) for table in ("facts_a", "facts_b")]
     nothing = [0] * len(whole["rows"])
     sides = {side: {key: one[key] or nothing for key in ("rows", "kept")} for side, one in zip("ab", found, strict=True)}
-    return {"edges": whole["edges"], "scale": whole["scale"], **sides}
+    return {**{key: whole[key] for key in ("edges", "scale", "whole")}, **sides}
 
 
 def _lines(con: Any, sql: str) -> list[dict[str, Any]]:
@@ -150,7 +186,7 @@ def show(run_a: str, run_b: str) -> None:
         table.add_column(column, justify="left" if column == "fate" else "right")
     for line in found["funnel"]:
         table.add_row(line["fate"], f"{line['a']:,}", f"{line['b']:,}", f"{line['b'] - line['a']:+,}")
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(", ".join(f"{key.replace('_', ' ')} {rows:,}" for key, rows in found["overlap"].items()), soft_wrap=True)
     console.print(f"comparison: {store.address(name + '.html')}", soft_wrap=True)

@@ -16,6 +16,15 @@ from pipeline.runs import reopen
 TOLD_OF = "{columns}"  # stands in a test for the view that holds the columns of a ledger's rows
 CAPTIONS = "{captions}"  # … and for the texts of a row, as the input has it and cleaned
 NAMED = "(url = ? OR uid = ? OR key = ?)"
+# What a story says in words of its own, and what only joins tables.
+TOLD = {
+    "row", "part", "parent", "uid", "url", "stored_at", "source_caption", "caption", "start_s", "end_s", "language", "language_score",
+    "cluster", "cluster_size", "http_status", "fetched_bytes", "final_url", "offset_s", "alignability", "shift_s", "width", "height",
+    "original_width", "original_height", "original_format", "video_codec", "format", "frame_times", "image_cluster", "image_cluster_size",
+    "subtitle_format", "subtitle_language", "subtitle_automatic", "subtitle_oddities", "word_times",
+    "similarity", "fate", "detail", "children", "children_in_all", "key", "shard", "index", "fetch_id", "image_embedding", "text_embedding",
+}  # fmt: skip
+VALUES, CHARS = 8, 120  # of a list, and of a text, among the other columns
 MOST = 20  # rows that are told, and children of each
 
 
@@ -135,8 +144,7 @@ def tell(known_row: dict[str, Any]) -> list[tuple[str, str]]:
         steps.append(("image", made) if frames is None else ("frames", f"{len(frames)} of {made}"))
     if r.get("image_cluster"):
         steps.append(("image_dedup", f"cluster {r['image_cluster']} of {r['image_cluster_size']}"))
-    if r.get("similarity") is not None:
-        steps.append(("scores", f"similarity {r['similarity']:.4f}"))
+    steps += _judged(r)
     steps.append(("fate", r["fate"] + (f": {r['detail']}" if r["detail"] else "")))
     if "children" in r:
         steps.append(("children", f"{r['children_in_all']:,}"))
@@ -152,6 +160,23 @@ def _said(r: dict[str, Any]) -> tuple[str, str]:
     said = [r["subtitle_format"], *([r["subtitle_language"]] if r["subtitle_language"] else [])]
     said += [*(["automatic"] if r["subtitle_automatic"] else []), f"times of words: {r['word_times']}"]
     return "subtitles", ", ".join([*said, *([r["subtitle_oddities"]] if r["subtitle_oddities"] else [])])
+
+
+def _judged(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """The score, and all other columns as `name value`: what heads say, counts, words found, the nearest evaluation image."""
+    steps = [("scores", f"similarity {r['similarity']:.4f}")] if r.get("similarity") is not None else []
+    others = {name: value for name, value in r.items() if name not in TOLD and value is not None and value not in ("", [])}
+    said = ", ".join(f"{name} {_short(value)}" for name, value in others.items() if not isinstance(value, bytes | dict))
+    return [*steps, ("columns", said)] if said else steps
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        value = "[" + ", ".join(map(_short, value[:VALUES])) + (", …]" if len(value) > VALUES else "]")
+    text = str(value)
+    return text if len(text) <= CHARS else f"{text[:CHARS]} …"
 
 
 def show(run: str, what: str) -> None:

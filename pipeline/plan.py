@@ -142,7 +142,7 @@ def show(config: str | Path, overrides: list[str]) -> None:
         todo = "?" if line.todo is None else f"{line.todo:,}"
         style = "dim" if line.todo == 0 else None
         table.add_row(line.phase, line.stages, line.key, line.resources, todo, f"{line.done:,}", line.why, style=style)
-    console = Console() if sys.stdout.isatty() else Console(width=180)
+    console = Console(markup=False) if sys.stdout.isatty() else Console(markup=False, width=180)
     console.print(table)
     if not any(line.note for line in lines if line.phase == "scores"):
         console.print("not scored: the config has no `scores` stage, so no image is compared with its caption", soft_wrap=True)

@@ -159,7 +159,7 @@ def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Aga
 
     run.json comes first and the manifest last, after the ledger: so at every moment the manifest's shards are described.
     """
-    from pipeline import report, thumbnails
+    from pipeline import report
 
     this, engine, con = session.run, session.engine, session.con
     began = time.monotonic()
@@ -184,12 +184,7 @@ def phases(session: Session, files: list[Any], facts: dict[str, Any], again: Aga
     if not this.config.pool.keep:
         fetch.drop_images(this)
     took = {"seconds": round(time.monotonic() - began, 2), "ray_start_s": round(engine.started_s, 2), "driver_bytes": engine.driver_bytes}
-    if this.config.report.thumbnails:
-        names = [shard["name"] for shard in this.store.read_json("shards/manifest.json")["shards"]]
-        unsafe = thumbnails.Unsafe(this.config.report.unsafe_by, this.config.report.unsafe)
-        facts = {**facts, "samples_at": thumbnails.write(this.store, [f"{known.folder('shards')}/{name}" for name in names], unsafe)}
-    else:
-        this.store.remove(thumbnails.SHEET)  # of a former run, which had it
+    facts |= report.sheet(known)
     made = report.write(known, con, balances, {**facts, **took, "key": key}, session.phases)
     this.store.remove("tmp")
     return Result(this.store.url, balances, made)

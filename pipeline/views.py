@@ -24,6 +24,7 @@ import pyarrow as pa
 from pipeline.errors import TransientError
 from pipeline.parts import Part, addition_of
 from pipeline.storage import Store
+from stages.lib.singles import single
 
 MEMORY_LIMIT, THREADS = "2GB", 8  # each thread holds buffers: DuckDB wants 125 MB for one at least, twice that where it joins
 HASHED = "1GB"  # the share that joins and sorts may plan with; what they pin besides has to fit, too, or they fail at ten million rows
@@ -98,7 +99,7 @@ def _line(err: Exception) -> str:
 def files(con: Any, name: str, store: Store, paths: list[str], schema: pa.Schema) -> None:
     """View `name` over Parquet files, with their address in `filename`; without files, an empty table of `schema`."""
     if not paths:
-        fields = [*schema, pa.field("filename", pa.string())]
+        fields = [*(pa.field(one.name, single(one.type)) for one in schema), pa.field("filename", pa.string())]
         con.register(f"{name}_none", pa.schema(fields).empty_table())
         con.execute(f'CREATE OR REPLACE VIEW "{name}" AS SELECT * FROM "{name}_none"')
         return

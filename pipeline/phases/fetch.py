@@ -334,8 +334,8 @@ class ScoreWork:
         return {"scored": len(made), "timings": {**job.get("timings", {}), **as_dict(timings)}}
 
     def _with_images(self, todo: pa.Table, own: str) -> tuple[pa.Table, Spill, np.ndarray]:
-        """The pairs whose fetch has an image; of the pool the columns that the stages read; and where each pair's row stands there."""
-        wanted = sorted({name for stage in self.stages for name in stage.reads} - set(todo.column_names) - {"row"})
+        """The pairs whose fetch has an image; what the stages read of the pool; and where each pair's row stands there."""
+        wanted = _outer_reads(self.stages, {*todo.column_names, "row"})
         prefix, images = self.store.address(""), Spill()
         known = []
         for file in todo["file"].unique().to_pylist():

@@ -10,7 +10,7 @@ import shlex
 from importlib import metadata
 from typing import Any
 
-from pipeline import views
+from pipeline import thumbnails, views
 from pipeline.errors import UserError
 from pipeline.keys import digest
 from pipeline.known import Known
@@ -72,8 +72,23 @@ def pages(known: Known, con: Any, report: dict[str, Any]) -> None:
     card.write(known, report, page.template("card.md"))
 
 
+def sheet(known: Known) -> dict[str, str | None]:
+    """Writes report/samples.jpg, or removes it where the config wants no pictures; what report.json says of it."""
+    store, wanted = known.run.store, known.run.config.report
+    if not wanted.thumbnails:
+        store.remove(thumbnails.SHEET)  # of a former run, which had it
+        return {}
+    names = [f"{known.folder('shards')}/{shard['name']}" for shard in store.read_json("shards/manifest.json")["shards"]]
+    if names and not store.exists(names[0]):
+        return {}  # the tars were taken elsewhere: the sheet stays as it is
+    return {"samples_at": thumbnails.write(store, names, thumbnails.Unsafe(wanted.unsafe_by, wanted.unsafe))}
+
+
 def remake(run: str) -> dict[str, Any]:
-    """Counts and writes the whole report of a finished run again; what its session took is kept from the report that is there."""
+    """Counts and writes the whole report of a finished run again, samples.jpg too.
+
+    What its session took is kept from the report that is there.
+    """
     from pipeline.phases.select import view_selected
     from pipeline.runs import reopen
 
@@ -87,6 +102,7 @@ def remake(run: str) -> dict[str, Any]:
         report["shards_at"] = store.address(known.folder("shards"))  # the run may have been moved
         report |= figures(known, con, {level: Balance(**found) for level, found in ledger.items()}, whole=True)
         report["warnings"] = concerns.find(report)
+        report |= sheet(known)
         pages(known, con, report)
     store.write_json("report/report.json", report)
     return report
@@ -186,7 +202,7 @@ def print_summary(report: dict[str, Any], path: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     levels = [(f"{report['run']}: {report['rows_in']:,} rows in", "kept", report)]
     if "parents" in report:  # `kept` of the input's rows are those that others were made of
         levels = [(f"{report['run']}: {report['parents']['rows_in']:,} rows in", "expanded", report["parents"])]

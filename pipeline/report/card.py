@@ -67,7 +67,8 @@ def _kind(known: Known) -> tuple[str, list[str], str]:
 
 def _fields(known: Known) -> dict[str, tuple[pa.DataType, str]]:
     """Name -> type and meaning of what stands in a sample's .json."""
-    meanings = {name: column.meaning for entry in known.run.entries for name, column in entry.stage.adds.items()}
+    meanings = {"row": "the number of the row, counted from 0"}
+    meanings |= {name: column.meaning for entry in known.run.entries for name, column in entry.stage.adds.items()}
     there = {name: kind for name, kind in columns_known(known.run).items() if _listed(name, kind)}
     return {**{name: (pa.string(), meaning) for name, meaning in ALWAYS.items()}, **{n: (k, meanings.get(n, "")) for n, k in there.items()}}
 

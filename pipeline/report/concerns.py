@@ -52,15 +52,16 @@ def _models(report: dict[str, Any], say: Any) -> None:
 
 
 def _fetches(report: dict[str, Any], say: Any) -> None:
-    fetched = report["fetches"]
+    fetched, a_medium = report["fetches"], "a video" if report["expanded"] else "an image"
     if fetched["asked"] and fetched["fetched"] < LEAST_FETCHED * fetched["asked"]:
         say(
             "few_fetched",
-            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for an image got bytes. "
+            f"Only {_share(fetched['fetched'], fetched['asked'])} of the rows that asked for {a_medium} got bytes. "
             f"Below {LEAST_FETCHED:.0%} look at the reasons of download: the resolver, the rate limits, the age of the list.",
         )
     if fetched["fetched"] and fetched["usable"] < LEAST_USABLE * fetched["fetched"]:
-        say("few_usable", f"Only {_share(fetched['usable'], fetched['fetched'])} of the bodies that were fetched are usable images.")
+        usable = "gave frames" if report["expanded"] else "are usable images"
+        say("few_usable", f"Only {_share(fetched['usable'], fetched['fetched'])} of the bodies that were fetched {usable}.")
     top = max(report["hosts"]["top"], key=lambda host: host["kept"], default=None)
     if top and top["kept"] > HOST_SHARE * max(report["kept"], 1):
         say("one_host", f"{_share(top['kept'], report['kept'])} of the kept rows come from one host, {top['name']}.")

@@ -16,9 +16,12 @@ from pipeline.phases.select import selection_stage
 from pipeline.stage import COMMON_REASONS, KEPT
 from stages.selection import columns_of_rule
 
-BINS = 40
+BINS = 40  # at most
 TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
 TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
+HOST_CHARS = 253  # of a host's name, as DNS has it; a URL may hold any number there
+EXACT = 2.0**53  # below, a double holds every whole number
+VAST = 1e150  # no measure is beyond; the square of what is has no place in a double
 LOG_SPAN = 50  # a positive column whose greatest value is so many times its least one gets bins of equal ratio
 # Short texts that the report counts or the selection may compare; every other text column stays in its file.
 TEXTS = ("uid", "url", "sha256", "phash", "cluster", "image_cluster", "language", "original_format", "claimed_nsfw", "eval_match")
@@ -77,19 +80,24 @@ def histograms(con: Any, names: list[str]) -> dict[str, Any]:
 
 
 def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[float], str] | None = None) -> dict[str, Any]:
-    """Rows from each edge up to the next (the last one included), before and after selection; NaN and infinities stand in no bin.
+    """Rows from each edge up to the next (the last one included), before and after selection; NaN, infinities and what is beyond VAST
+    stand in no bin.
 
-    `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio. `edges` (with their scale)
+    `mean`, `std` and the quantiles are over the same rows; `scale` is `log` where the bins are of equal ratio; `whole`: all values are
+    whole numbers, and unless `log` all edges. `edges` (with their scale)
     may be given; then they have to hold all values.
     """
     value = f'CAST("{column}" AS DOUBLE)'
-    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}))"
-    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
-    low, high, mean, std, distinct, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
+    source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}) AND abs({value}) < {VAST})"
+    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), bool_and(x = floor(x)), "
+    summary += "quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
+    low, high, mean, std, distinct, whole, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
     if low is None:
         return {"edges": [], "rows": [], "kept": []}
-    bounds, scale = edges or _edges(low, high, *quantiles[3:])
-    bins = " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
+    whole = whole and max(-low, high) < EXACT
+    bounds, scale = edges or _edges(low, high, quantiles[3], quantiles[4], whole)
+    bins = "WHEN false THEN 0 "  # of one bin
+    bins += " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
     counted = con.execute(
         f"SELECT CASE {bins} ELSE {len(bounds) - 2} END AS bin, count(*), count(*) FILTER (kept) FROM {source} GROUP BY bin"
     ).fetchall()
@@ -97,17 +105,27 @@ def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[flo
     for at, n, k in counted:
         rows[at], kept[at] = n, k
     mean, std = float(f"{mean:.9g}"), float(f"{std:.9g}")  # a sum's last digits follow from the order of its terms
-    facts = {"scale": scale, "mean": mean, "std": std, "distinct": distinct, "p05": quantiles[0], "p50": quantiles[1], "p95": quantiles[2]}
-    return {"edges": bounds, "rows": rows, "kept": kept, **facts}
+    facts = {"scale": scale, "whole": whole, "mean": mean, "std": std, "distinct": distinct}
+    return {"edges": bounds, "rows": rows, "kept": kept, **facts, **dict(zip(("p05", "p50", "p95"), quantiles, strict=False))}
 
 
-def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[float], str]:
-    """Edges of BINS bins; where a few rows lie far above all others (`lower` to `upper` hold 99 %), the last bin takes them."""
+def _edges(low: float, high: float, lower: float, upper: float, whole: bool) -> tuple[list[float], str]:
+    """Edges of BINS bins at most; where a few rows lie far above all others (`lower` to `upper` hold 99 %), the last bin takes them.
+
+    Bins of whole numbers hold equally many each: others would have a gap here, a spike there.
+    """
     if low > 0 and high / low > LOG_SPAN:
         ratio = math.log(high / low)
         edges = [low * math.exp(ratio * at / BINS) for at in range(BINS)]
         return [low, *edges[1:], max(high, math.nextafter(edges[-1], math.inf))], "log"
     tail = upper > lower and high - upper > TAIL * (upper - lower)
+    if whole:
+        last = upper if tail else high
+        step = math.ceil((last - low + 1) / (BINS - tail))
+        edges = [low + at * step for at in range(math.ceil((last - low + 1) / step) + 1)]
+        if high == edges[-1]:
+            edges.append(high + step)
+        return ([*edges, high], "tail") if high > edges[-1] else (edges, "linear")
     width = ((upper if tail else high) - low) / (BINS - tail) or 1
     edges = [low + at * width for at in range(BINS)]
     return [*edges, max(high, edges[-1] + width)], "tail" if tail else "linear"
@@ -115,8 +133,13 @@ def _edges(low: float, high: float, lower: float, upper: float) -> tuple[list[fl
 
 def categories(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
     """Rows and kept rows of the most frequent values; rows without a value are left out, the rest is one line (value null)."""
+    return {name: _top_values(con, name) for name in categories_of(known)}
+
+
+def categories_of(known: Known) -> list[str]:
+    """The columns of a run that are counted by their values."""
     there = columns_known(known.run)
-    return {name: _top_values(con, name) for name in CATEGORIES if name in there}
+    return [name for name in CATEGORIES if name in there]
 
 
 def _top_values(con: Any, column: str) -> list[dict[str, Any]]:
@@ -142,7 +165,8 @@ def hosts(con: Any, by: str = "host") -> dict[str, Any]:
         f"count(*) FILTER (final = '{KEPT}') AS kept FROM {source} GROUP BY name"
     )
     ((distinct, kept),) = con.execute(f"SELECT count(*), coalesce(max(kept), 0) FROM ({sql})").fetchall()
-    return {"distinct": distinct, "most_kept": kept, "top": _lines(con, f"{sql} ORDER BY rows DESC, name LIMIT {TOP_HOSTS}")}
+    shown = f"SELECT * REPLACE (left(name, {HOST_CHARS}) AS name) FROM ({sql}) ORDER BY rows DESC, name LIMIT {TOP_HOSTS}"
+    return {"distinct": distinct, "most_kept": kept, "top": _lines(con, shown)}
 
 
 def clusters(known: Known, con: Any) -> dict[str, Any]:
@@ -179,8 +203,9 @@ def repeats(known: Known, con: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def fetches(con: Any) -> dict[str, int]:
-    """Rows that asked the network for an image, rows that got bytes, and rows whose bytes were a usable image."""
-    sql = "SELECT count(fetch_id), count(*) FILTER (fetched), count(*) FILTER (fetched AND NOT starts_with(fate, 'images:')) FROM facts"
+    """Rows that asked the network for an image (or their video), rows that got bytes, and rows whose bytes could be used."""
+    usable = "fetched AND NOT starts_with(fate, 'images:') AND NOT starts_with(fate, 'frames:')"
+    sql = f"SELECT count(fetch_id), count(*) FILTER (fetched), count(*) FILTER ({usable}) FROM facts"
     ((asked, fetched, decoded),) = con.execute(sql).fetchall()
     return {"asked": asked, "fetched": fetched, "usable": decoded}
 

@@ -8,6 +8,7 @@ each threshold; and where a later rule counts rows, the whole selection is run f
 
 from __future__ import annotations
 
+import decimal
 import json
 import re
 import shlex
@@ -24,6 +25,7 @@ from stages.selection.rules import Rule, Rules
 
 STEPS, RUNS = 100, 12  # thresholds of a slider: where one run of the selection gives them all, and where each needs its own
 COLUMNS = 4  # sliders
+IN_POOL = {"alignability"}  # scores of stages that look at the bytes as they come
 NO_SCORES = {"eval_similarity"}  # floats by which nobody keeps anything
 LEAST_IS_BEST = {"claimed_punsafe", "claimed_pwatermark"}  # of what one keeps the smallest
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -37,7 +39,7 @@ def possible(known: Known) -> bool:
 def columns(known: Known, con: Any) -> list[str]:
     """The scores that hold numbers: the stages' own first, then those that came with the list."""
     there = columns_known(known.run)
-    own = {name for entry in known.run.layout.scores for name in entry.stage.adds if name not in NO_SCORES}
+    own = {name for entry in known.run.layout.scores for name in entry.stage.adds if name not in NO_SCORES} | IN_POOL
     scores = [n for n, kind in there.items() if (n in own or n.startswith("claimed_")) and pa.types.is_floating(kind)]
     scores.sort(key=lambda name: (name != "similarity", name not in own))
     return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchall()[0][0]][:COLUMNS]
@@ -61,7 +63,7 @@ def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
         f"WHERE s.fate = '{KEPT}'"
     )
     once = _one_run_is_enough(known, con, column, sign, [] if at is None else rules[at + 1 :])
-    thresholds = _thresholds(con, column, STEPS if once else RUNS, own)
+    thresholds = _thresholds(con, column, sign, STEPS if once else RUNS, own)
     if once:
         counts = ", ".join(f'count(*) FILTER ("{column}" {sign} {text})' for text in thresholds)
         found = list(con.execute(f"SELECT {counts} FROM open_rows").fetchall()[0]) if thresholds else []
@@ -113,16 +115,29 @@ def _one_run_is_enough(known: Known, con: Any, column: str, sign: str, after: li
     return not con.execute("SELECT count(*) FROM facts WHERE isnan(similarity)").fetchall()[0][0]
 
 
-def _thresholds(con: Any, column: str, steps: int, own: str | None) -> list[str]:
-    """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own."""
+def _thresholds(con: Any, column: str, sign: str, steps: int, own: str | None) -> list[str]:
+    """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own. At the loose end every number passes."""
     shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
     (found,) = con.execute(
         f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
     ).fetchall()[0]
     texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
+    if found:
+        text = _passed(con, column, sign, found[0] if sign == ">=" else found[-1])
+        texts[float(text)] = text
     if own:
         texts[float(own)] = own
     return [texts[value] for value in sorted(texts)]
+
+
+def _passed(con: Any, column: str, sign: str, bound: float) -> str:
+    """The loosest number as a short one that all rows pass: rounded to the nearest, or where that is too strict, the other way."""
+    text = f"{bound:.3g}"
+    (all_pass,) = con.execute(f'SELECT bool_and("{column}" {sign} {text}) FROM open_rows WHERE isfinite("{column}")').fetchall()[0]
+    if all_pass:
+        return text
+    with decimal.localcontext(prec=3, rounding=decimal.ROUND_FLOOR if sign == ">=" else decimal.ROUND_CEILING):
+        return f"{float(+decimal.Decimal(bound)):.3g}"
 
 
 def _placed(rules: list[Rule], at: int | None, keep: str, column: str) -> list[Rule]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from stages.lib.singles import single
 
 CLASSES = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "FUNCTION", "CAST", "CASE", "BETWEEN", "COLLATE", "TYPE"}
 SAID = {
@@ -27,6 +28,7 @@ SAID = {
 }
 EMPTY_CLAUSES = ("where_clause", "having", "qualify", "sample", "group_expressions", "group_sets", "modifiers")
 TIME_OR_ENGINE = ("current_", "__internal", "json_serialize", "json_deserialize", "json_execute")
+SINCE_TODAY = {"age"}  # its way with one argument counts from now
 
 
 def columns_of(expression: str, columns: Mapping[str, pa.DataType], rule: str) -> list[str]:
@@ -36,7 +38,7 @@ def columns_of(expression: str, columns: Mapping[str, pa.DataType], rule: str) -
     con = duckdb.connect(config={"enable_external_access": False})
     try:
         used = list(dict.fromkeys(_parts(con, expression, columns, rule)))
-        con.register("one_row", pa.schema(list(columns.items())).empty_table())
+        con.register("one_row", pa.schema([(name, single(kind)) for name, kind in columns.items()]).empty_table())
         try:
             ((_, kind, *_),) = con.execute(f"DESCRIBE SELECT {wrapped(expression)} AS keep FROM one_row").fetchall()
         except duckdb.Error as err:
@@ -125,10 +127,13 @@ def _functions() -> tuple[frozenset[str], frozenset[str]]:
 
     with duckdb.connect(config={"enable_external_access": False}) as con:
         con.execute("SELECT json_valid('{}')")  # loads the extension whose functions are then listed
+        # Times with a zone follow the session's zone; what else a function takes says whether it is calm ("+" takes such times too).
+        zoned = "list_has_any(parameter_types, ['TIMESTAMP WITH TIME ZONE', 'TIMESTAMPTZ_NS'])"
         rows = con.execute(
-            "SELECT function_name, bool_and(stability = 'CONSISTENT') FROM duckdb_functions() WHERE function_type = 'scalar' GROUP BY ALL"
+            f"SELECT function_name, coalesce(bool_and(stability = 'CONSISTENT') FILTER (NOT {zoned}), false) FROM duckdb_functions() "
+            "WHERE function_type = 'scalar' GROUP BY ALL"
         ).fetchall()
-    calm = {name for name, consistent in rows if consistent and not name.startswith(TIME_OR_ENGINE)}
+    calm = {name for name, consistent in rows if consistent and name not in SINCE_TODAY and not name.startswith(TIME_OR_ENGINE)}
     return frozenset(calm), frozenset(name for name, _ in rows)
 
 

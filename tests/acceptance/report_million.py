@@ -1,4 +1,4 @@
-"""A report of a large run: `python tests/acceptance/report_million.py DATA [ROWS]` (default 1,000,000).
+"""A report of a large run: `python tests/acceptance/report_million.py DATA [ROWS [SCORES]]` (1,000,000 rows with 1 score; 4 at most).
 
 A list of ROWS rows is expanded from DATA's Flickr8k captions (each used many times, with a number of its own), under 20,000 hosts. What the
 network and a scorer would have given is written into the pool beforehand; all other phases are the real ones: captions, near-duplicates of
@@ -48,8 +48,9 @@ LOSSES = [("download:http_404", "HTTP 404"), ("download:dns_nxdomain", "no such 
           ("images:undecodable", "broken data stream")]  # fmt: skip
 
 
-def listed(data: Path, rows: int) -> pa.Table:
-    """URLs and captions: Flickr8k's captions again and again, every fifth one as it is, the others followed by another one."""
+def listed(data: Path, rows: int, scores: int) -> pa.Table:
+    """URLs and captions: Flickr8k's captions again and again, every fifth one as it is, the others followed by another one; and scores of
+    the list, of which a twentieth is null, so that the report has `scores` sliders."""
     with (data / "flickr8k" / "captions.csv").open(encoding="utf-8") as file:
         captions = [line["caption"] for line in csv.DictReader(file)]
     rng = np.random.default_rng(1)
@@ -58,7 +59,10 @@ def listed(data: Path, rows: int) -> pa.Table:
     other = rng.integers(len(captions), size=rows)
     texts = [captions[a] if n % 5 == 0 else f"{captions[a]} {captions[b]}" for n, (a, b) in enumerate(zip(base, other, strict=True))]
     urls = [f"https://host{h}.example/{n:07d}.jpg" for n, h in enumerate(host)]
-    return pa.table({"URL": urls, "TEXT": texts})
+    claimed = {"punsafe": rng.beta(0.5, 6, rows), "pwatermark": rng.beta(1, 3, rows), "AESTHETIC_SCORE": rng.normal(5, 1, rows)}
+    nulls = rng.random(rows) < 0.05
+    columns = {name: pa.array(values, pa.float32(), mask=nulls) for name, values in list(claimed.items())[: scores - 1]}
+    return pa.table({"URL": urls, "TEXT": texts} | columns)
 
 
 def pictures(data: Path) -> list[bytes]:
@@ -188,9 +192,10 @@ def browsed(run: Path) -> float:
 
 def main() -> int:
     data, rows = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
+    scores = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     folder = Path(tempfile.mkdtemp(prefix="shardmill-million-"))
     try:
-        table, path = listed(data, rows), config(folder)
+        table, path = listed(data, rows, scores), config(folder)
         pq.write_table(table, folder / "list.parquet")
         began = time.monotonic()
         prepare(path, table, pictures(data))
@@ -202,6 +207,7 @@ def main() -> int:
         size = (run / "report" / "index.html").stat().st_size
         report = json.loads((run / "report" / "report.json").read_text())
         print(f"report: {seconds:.1f} s, peak memory {memory / 1e9:.2f} GB, page {size / 1e6:.2f} MB; kept {report['kept']:,}", flush=True)
+        print(f"sliders: {', '.join(one['column'] for one in report['what_if'])}")
         print(f"fates: { {one['fate']: one['rows'] for one in report['funnel']} }")
         slowest = browsed(run)
         return int(size > 5_000_000 or slowest > 1 or sum(one["rows"] for one in report["funnel"]) != rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,25 @@ def test_a_report_counts_what_lies_there(first_run: Made) -> None:
     phases = {phase["phase"]: phase for phase in told["session"]}
     assert (phases["rows"]["rows"], phases["shards"]["rows"]) == (told["rows_in"], told["rows_in"])
     assert (phases["selection"]["rows"], phases["selection"]["rows_per_second"]) == (None, None), "DuckDB in the driver: no worker counted"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([1, 1, 2, 3], [(1, 2), (2, 3), (3, 4)]),
+        ([0] * 9 + [1], [(0, 1), (1, 2)]),
+        ([*range(100)], [(at, at + 3) for at in range(0, 100, 3)]),
+        ([*range(20)] * 50 + [500], [*((at, at + 1) for at in range(20)), (20, 500)]),
+        ([*range(20)] * 50 + [20], [(at, at + 1) for at in range(21)]),
+        ([-3, -1], [(-3, -2), (-2, -1), (-1, 0)]),
+        ([7.0, 7.0], [(7, 8)]),
+    ],
+)
+def test_bins_of_whole_numbers_hold_equally_many_each(values: list[float], labels: list[tuple[int, int]]) -> None:
+    """Words, faces and clusters are counted: bins of 1.3 would show gaps and spikes that no row has."""
+    with views.connect(Store(".")) as con:
+        con.register("facts", pa.table({"x": pa.array(values, pa.float64()), "final": ["kept"] * len(values)}))
+        found = tables.histogram(con, "x")
+    assert found["whole"] is True
+    assert list(itertools.pairwise(found["edges"])) == labels
+    assert np.histogram(values, found["edges"])[0].tolist() == found["rows"]

@@ -127,6 +127,25 @@ def test_the_slider_says_what_the_report_says(shown: tuple[Path, Server, Path], 
 
 
 @pytest.mark.ray
+def test_the_line_of_a_slider_stands_at_its_threshold(shown: tuple[Path, Server, Path], visit: Any) -> None:
+    """The library rounds a line's place to two digits unless it is told otherwise; scores differ by less."""
+    page = visit(shown[0] / "report" / "index.html")
+    told = json.loads((shown[0] / "report" / "report.json").read_text())["what_if"]
+    drawn = """(at) => { const found = shardmill.charts.find((one) => one.place.id === "chart-what-if-" + at).chart;
+        const lines = found.getZr().storage.getDisplayList().filter((one) => one.type === "ec-line" || one.type === "line");
+        return lines.map((one) => one.shape.x1); }"""
+    wanted = """([at, text]) => shardmill.charts.find((one) => one.place.id === "chart-what-if-" + at).chart.convertToPixel(
+        { xAxisIndex: 0 }, Number(text))"""
+    for at, one in enumerate(told):
+        for place in (1, len(one["thresholds"]) - 2):
+            page.locator(".slider").nth(at).locator("input").evaluate(
+                "(one, value) => { one.value = value; one.dispatchEvent(new Event('input')) }", place
+            )
+            pixel = page.evaluate(wanted, [at, one["thresholds"][place]])
+            assert min(abs(x - pixel) for x in page.evaluate(drawn, at)) < 1, (one["column"], one["thresholds"][place])
+
+
+@pytest.mark.ray
 def test_what_would_stay_and_go_is_what_is_counted(shown: tuple[Path, Server, Path], visit: Any) -> None:
     """Where all rows pass, none would go, though a score of 32 bits is not the decimal that it is shown as."""
     page = visit(shown[0] / "report" / "index.html")

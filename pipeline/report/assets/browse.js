@@ -64,7 +64,14 @@
     const mine = ++latest, asked = new URLSearchParams(new FormData(form)), row = { after: ends[1], before: ends[0] }[turn];
     asked.set("page", number);
     if (row !== undefined && number > 0) asked.set(turn, row);
-    const began = performance.now(), answer = await fetch("/rows?" + asked);
+    const began = performance.now();
+    let answer;
+    try {
+      answer = await fetch("/rows?" + asked);
+    } catch {
+      if (mine === latest) found.textContent = "no answer: shardmill browse has ended";
+      return;
+    }
     if (mine !== latest) return;
     if (!answer.ok) {
       found.textContent = await answer.text();

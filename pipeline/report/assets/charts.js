@@ -7,6 +7,14 @@ const shardmill = (() => {
   const short = (n) => String(Number(Number(n).toPrecision(3)));
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
+  // What the bins of a histogram are called: of whole numbers the first and the last one, else both edges.
+  const bins = (found) => found.rows.map((_, at) => {
+    const from = found.edges[at], to = found.edges[at + 1], last = at === found.rows.length - 1;
+    if (!found.whole || found.scale === "log") return short(from) + " to " + short(to);
+    const end = last && found.scale === "tail" ? to : to - 1;
+    return end > from ? from + " to " + end : String(from);
+  });
+
   // `make` gives the options anew for another colour scheme or width.
   function draw(id, make, after) {
     const place = document.getElementById(id);
@@ -34,5 +42,5 @@ const shardmill = (() => {
   const printed = (now) => { document.documentElement.classList.toggle("printed", now); again(); };
   addEventListener("beforeprint", () => printed(true));
   addEventListener("afterprint", () => printed(false));
-  return { data, charts, count, short, colour, draw, base };
+  return { data, charts, count, short, bins, colour, draw, base };
 })();

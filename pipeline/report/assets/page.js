@@ -2,7 +2,7 @@
 // Draws the charts from the block of JSON, opens a fate's rows from its bar, and moves the what-if sliders.
 // Texts of strangers reach the page by textContent and ECharts' own drawing of text alone, never as HTML.
 (() => {
-  const { data, charts, count, short, colour, draw, base } = shardmill;
+  const { data, charts, count, short, bins, colour, draw, base } = shardmill;
 
   const funnel = (lines) => (width) => {
     const total = lines.reduce((sum, one) => sum + one.rows, 0);
@@ -26,11 +26,11 @@
     return () => base({
       grid: { left: 48, right: 12, top: 8, bottom: 24 },
       legend: { show: false },
-      xAxis: { type: "category", data: found.rows.map((_, at) => short(found.edges[at]) + " to " + short(found.edges[at + 1])), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
+      xAxis: { type: "category", data: bins(found), axisTick: { show: false }, axisLabel: { formatter: (text) => text.split(" to ")[0], hideOverlap: true } },
       yAxis: { type: "value", minInterval: 1 },
       series: [
-        { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color: colour("all") }, data: found.rows },
-        { name: "kept", type: "bar", itemStyle: { color: colour("kept") }, data: found.kept },
+        { name: "all", type: "bar", barGap: "-100%", barCategoryGap: "8%", barMaxWidth: 48, itemStyle: { color: colour("all") }, data: found.rows },
+        { name: "kept", type: "bar", barMaxWidth: 48, itemStyle: { color: colour("kept") }, data: found.kept },
       ],
     });
   }
@@ -70,6 +70,7 @@
     });
   }
 
+  // The line's place is rounded to `precision` digits, two unless one says otherwise.
   function what_if(one, at) {
     return () => base({
       grid: { left: 56, right: 12, top: 8, bottom: 24 },
@@ -77,7 +78,7 @@
       yAxis: { type: "value", min: 0 },
       series: [{ name: "kept", type: "line", showSymbol: false, lineStyle: { color: colour("kept"), width: 2 }, areaStyle: { color: colour("kept"), opacity: 0.15 },
         data: one.thresholds.map((text, n) => [Number(text), one.kept[n]]),
-        markLine: { symbol: "none", silent: true, animation: false, label: { show: false }, lineStyle: { color: colour("accent"), type: "solid", width: 2 }, data: [{ xAxis: Number(one.thresholds[at()]) }] } }],
+        markLine: { symbol: "none", silent: true, animation: false, precision: 15, label: { show: false }, lineStyle: { color: colour("accent"), type: "solid", width: 2 }, data: [{ xAxis: Number(one.thresholds[at()]) }] } }],
     });
   }
 

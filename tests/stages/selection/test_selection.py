@@ -120,6 +120,7 @@ def test_expression_that_fails_on_a_row_drops_that_row_alone(con: Any) -> None:
         ("nextval('s') > 1", "nextval"),
         ("random() > 0.5", "another value each time"),
         ("now() > '2020-01-01'", "now"),
+        ("age(CAST('2020-01-01' AS TIMESTAMP)) > INTERVAL 1 YEAR", "age"),
         ("CAST(current_localtimestamp() AS VARCHAR) > ''", "current_localtimestamp"),
         ("count(*) > 1", "count_star"),
         ("max(similarity) > 1", "max"),
@@ -146,6 +147,8 @@ def test_only_an_expression_over_one_row_is_accepted_and_refused_before_any_work
         "json_extract_string(carried, '$.licence') IN ('CC0', 'CC BY')",
         'least("original_width", ORIGINAL_HEIGHT) >= 64',
         "TRY_CAST(carried AS INTEGER) IS NULL",
+        "original_width + original_height >= 64 AND similarity - 0.1 > -similarity",
+        "year(CAST(json_extract_string(carried, '$.taken') AS DATE)) > 2010",
     ],
 )
 def test_ordinary_expressions_are_accepted(expression: str) -> None:
