@@ -24,7 +24,7 @@ PAGE_ROWS = 100_000  # above, a run does not wait for the page: `shardmill repor
 
 
 def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str, Any], phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Makes report/report.json from the views `known` and `selected`; returns it."""
+    """Makes report/report.json from the views of `view_known`, and `selected`; returns it."""
     run, level = known.run, known.run.layout.level
     manifest = run.store.read_json("shards/manifest.json")
     report: dict[str, Any] = {
@@ -157,8 +157,8 @@ def _near_duplicates(known: Known) -> dict[str, dict[str, int]]:
 
 
 def _bytes(con: Any) -> dict[str, int]:
-    once = "SELECT any_value(fetched_bytes) AS n FROM known GROUP BY fetch_id"
-    (total,) = con.execute(f"SELECT coalesce(sum(n), 0) FROM ({once})").fetchall()[0]
+    fetched = "fetch_id IN (SELECT fetch_id FROM fetch_of)"
+    (total,) = con.execute(f"SELECT coalesce(sum(fetched_bytes), 0) FROM pool WHERE {fetched}").fetchall()[0]
     return {"downloaded": int(total)}
 
 
