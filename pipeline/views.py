@@ -89,7 +89,7 @@ def _spill_folder() -> tuple[str, IO[str]]:
 def _way_out(err: Exception, memory: str, spill: str) -> str:
     if "max_temp_directory_size" in str(err):
         return f"free space below {spill}, then repeat the command"
-    return f"repeat the command, and if it fails again report how many rows the run has: {memory} should be enough for any number"
+    return f"repeat the command; if it fails again report it with the number of rows: DuckDB may hold {memory}, which were too little"
 
 
 def _line(err: Exception) -> str:
