@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,8 +54,10 @@ def timed(work: Path, samples: int, rounds: int) -> dict[str, list[tuple[float, 
     """(CPU seconds, wall seconds) of each round, ours and tar in turn."""
     rows = table(samples)
     found: dict[str, list[tuple[float, float]]] = {"shardmill": [], "tar": []}
-    (work / "ours").mkdir()
     for at in range(rounds + 1):
+        shutil.rmtree(work / "ours", ignore_errors=True)  # a run writes new files: what it costs to replace old ones is not counted
+        (work / "peer.tar").unlink(missing_ok=True)
+        (work / "ours").mkdir()
         cpu, wall = time.process_time(), time.perf_counter()
         write_shard(work / "ours", 0, rows, Options(samples=samples), 1)
         ours = time.process_time() - cpu, time.perf_counter() - wall

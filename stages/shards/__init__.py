@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import ContractError
 from pipeline.stage import KEPT, MEDIA, Column, Resources, Stage, Strict
+from stages.lib.bodies import list_views, views
 from stages.shards.listing import as_json, listing
 from stages.shards.tar import dali_index, write_tar
 
@@ -135,60 +137,60 @@ def write_shard(folder: Path, shard: int, rows: pa.Table, config: Options, total
     stem = f"{shard:0{shard_digits(total)}d}"
     caption = "source_caption" if config.caption == "source" or "caption" not in rows.column_names else "caption"
     table = listing(rows, keys(shard, rows["index"], config.samples, total), caption)
-    kept = pc.equal(rows["fate"], KEPT)
-    media = [name for name in (*MEDIA, "format", "sound_format") if name in rows.column_names]
-    samples = _samples(table.filter(kept), rows.select(["row", *media]).filter(kept), config.whole_json)
-    members = write_tar(folder / f"{stem}.tar", samples)
+    digest = hashlib.sha256()
+    lines = write_tar(folder / f"{stem}.tar", _samples(table, rows, config.whole_json), digest.update)
     pq.write_table(table, folder / f"{stem}.parquet", compression="zstd", row_group_size=1 << 16)
     if config.idx:
-        (folder / f"{stem}.idx").write_text(dali_index(members), encoding="ascii")
-    files = {}
-    for name in (f"{stem}.tar", f"{stem}.parquet", *([f"{stem}.idx"] if config.idx else [])):
+        (folder / f"{stem}.idx").write_text(dali_index(lines), encoding="ascii")
+    files = {f"{stem}.tar": FileFacts((folder / f"{stem}.tar").stat().st_size, digest.hexdigest())}
+    for name in (f"{stem}.parquet", *([f"{stem}.idx"] if config.idx else [])):
         with (folder / name).open("rb") as handle:
             files[name] = facts_of(handle)
     ended = time.time()
     stats = statistics(table, dict(zip(TIMES, (ended - began, began, ended), strict=True)))
     (folder / f"{stem}_stats.json").write_text(json.dumps(stats, indent=4), encoding="ascii")
     tar = files[f"{stem}.tar"]
-    return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(members), tar.bytes, tar.sha256)
+    return ShardFacts(shard, f"{stem}.tar", {**files, f"{stem}_stats.json": None}, len(lines), tar.bytes, tar.sha256)
 
 
-def _samples(table: pa.Table, media: pa.Table, whole_json: bool) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
-    """(key, {suffix: bytes}) of each kept row; `table` is their listing, `media` what goes into the tar, in the same order."""
-    names = [name for name in MEDIA if name in media.column_names]
-    for start in range(0, len(table), BATCH):
-        batch, bodies = table.slice(start, BATCH), media.slice(start, BATCH)
-        texts = pc.fill_null(batch["caption"], "").to_pylist()
-        formats = (bodies[name].to_pylist() if name in media.column_names else [None] * len(bodies) for name in ("format", "sound_format"))
+def _samples(table: pa.Table, rows: pa.Table, whole_json: bool) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
+    """(key, {suffix: bytes}) of each kept one of `rows`; `table` is their listing, in the same order."""
+    media = {name: list_views(rows[name]) if name == "frames" else views(rows[name]) for name in MEDIA if name in rows.column_names}
+    forms = [name for name in ("row", "format", "sound_format") if name in rows.column_names]
+    kept = np.flatnonzero(pc.equal(rows["fate"], KEPT).to_numpy())
+    for start in range(0, len(kept), BATCH):
+        places = kept[start : start + BATCH]
+        batch = table.take(places)
+        told = rows.select(forms).take(places).to_pydict()
         columns = (
             batch["key"].to_pylist(),
             as_json(batch, whole_json),
-            texts,
-            *formats,
-            bodies["row"].to_pylist(),
-            *(bodies[name] for name in names),
+            pc.fill_null(batch["caption"], "").to_pylist(),
+            told["row"],
+            *(told.get(name, [None] * len(batch)) for name in ("format", "sound_format")),
+            places.tolist(),
         )
-        for key, meta, text, form, sound_form, row, *scalars in zip(*columns, strict=True):
-            members = _media(dict(zip(names, scalars, strict=True)), form, sound_form)
+        for key, meta, text, row, form, sound_form, at in zip(*columns, strict=True):
+            members = _media({name: bodies[at] for name, bodies in media.items()}, form, sound_form)
             if key is None or members is None:
                 raise ContractError(f"row {row} is kept, but has key {key}, or no image, or format {form}")
             yield key, {**members, "json": meta.encode("ascii"), "txt": text.encode()}
 
 
-def _media(found: dict[str, pa.Scalar], form: str | None, sound_form: str | None) -> dict[str, memoryview] | None:
+def _media(found: dict[str, Any], form: str | None, sound_form: str | None) -> dict[str, memoryview] | None:
     """{suffix: bytes} of a sample; of frames each has a number of three digits before its suffix. None where one is lacking."""
-    if not all(one.is_valid for one in found.values()) or ("sound" in found and sound_form not in SOUNDS):
+    if any(one is None for one in found.values()) or ("sound" in found and sound_form not in SOUNDS):
         return None
-    suffixed: dict[str, Any] = {"mp4": found["clip"]} if "clip" in found else {}
+    suffixed: dict[str, memoryview] = {"mp4": found["clip"]} if "clip" in found else {}
     if "sound" in found and sound_form:
         suffixed[sound_form] = found["sound"]
     if "image" in found:
         suffixed[str(form)] = found["image"]
-    pictures = list(found["frames"].values) if "frames" in found else []
+    pictures = found.get("frames", [])
     suffixed |= {f"{n:03d}.{form}": one for n, one in enumerate(pictures)}
     if form not in SUFFIXES and (pictures or "image" in found):
         return None
-    return {suffix: memoryview(one.as_buffer()) for suffix, one in suffixed.items()} or None
+    return suffixed or None
 
 
 def statistics(table: pa.Table, times: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:

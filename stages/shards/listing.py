@@ -94,8 +94,9 @@ def as_json(table: pa.Table, whole: bool = False) -> list[str]:
         return _whole(table)
     named = [name for name in table.column_names if not name.startswith(OFTEN_UNKNOWN)]
     encoded = [(name, _listed(table[name]) if name in LISTS else _encoded(table[name])) for name in named]
-    fields = [[f"    {encode_basestring_ascii(name)}: {value}" for value in values] for name, values in encoded if values is not None]
-    return ["{\n" + ",\n".join(line) + "\n}" for line in zip(*fields, strict=True)]
+    there = [(encode_basestring_ascii(name).replace("%", "%%"), values) for name, values in encoded if values is not None]
+    text = "{\n" + ",\n".join(f"    {name}: %s" for name, _ in there) + "\n}"
+    return [text % row for row in zip(*(values for _, values in there), strict=True)]
 
 
 def _whole(table: pa.Table) -> list[str]:
