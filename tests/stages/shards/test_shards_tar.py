@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -64,3 +65,20 @@ def test_gnu_tar_reads_it(tmp_path: Path) -> None:
 def test_a_name_that_does_not_fit_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (of either kind: too long, not ASCII)
         write_tar(tmp_path / "0.tar", [(key, {"jpg": b""})])
+
+
+def test_a_disk_that_takes_no_more_is_an_error(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path; from stages.shards.tar import write_tar\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "write_tar(Path(sys.argv[1]), [(str(n), {'jpg': bytes(1000)}) for n in range(200)])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "0.tar")], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "OSError: [Errno 27] File too large")
+
+
+def test_many_small_members(tmp_path: Path) -> None:
+    samples: Samples = [(f"{n:05d}", {"txt": b"%d" % n}) for n in range(3000)]
+    samples.append(("9", {f"{n:04d}.jpg": b"%d" % n for n in range(3000)}))  # a clip of many frames
+    write_tar(tmp_path / "0.tar", samples)
+    assert (tmp_path / "0.tar").read_bytes() == by_tarfile(samples)
