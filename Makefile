@@ -91,8 +91,8 @@ bench-setup: ## the programs that benchmarks compare with, in venvs of their own
 bench-setup-dedup: ## the peers of `make bench BENCH="dedup --rows 1000000 --peer-rows 1000000"`: 2.4 GB below .bench
 	@for peer in text-dedup==0.4.0 py-data-juicer==1.6.1; do \
 		name=$${peer%%==*}; folder=.bench/$${name#py-}; [ -x $$folder/bin/pip ] || $(or $(PYTHON),python3) -m venv $$folder; \
-		$$folder/bin/pip install -qq --disable-pip-version-check $$peer || exit 1; \
-	done
+		$$folder/bin/pip install -qq --disable-pip-version-check $$peer aiohttp || exit 1; \
+	done  # aiohttp: Data-Juicer imports it without asking for it
 
 bench: bench-setup ## a short form of all benchmarks (BENCH="images --rows 4000" for one of them, with its own options)
 	$(venv) dev sample s3 video train scorer $(EXTRAS)
