@@ -6,6 +6,7 @@ rules and their reasons.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from pipeline.errors import UserError
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict
 from stages.images import engine_img2dataset
 from stages.lib import imageblur, imagedecode, imageencode, imageresize, imagetype, phash
@@ -36,8 +38,9 @@ class Options(Strict):
     `keep_ratio`: shorter side to size · `keep_ratio_largest`: longer side to size · `no`: as it is."""
     only_if_bigger: bool = False
     """Leave pictures that needn't shrink entirely as they are: no enlarging, and no crop or border either, so sizes differ."""
-    downscale: Filter = "area"
-    """OpenCV's filter for shrinking. With `area`, large pictures are first halved once to thrice (JPEGs by decoding them so)."""
+    downscale: Filter | Literal["antialiased"] = "area"
+    """OpenCV's filter for shrinking; or `antialiased`, Pillow's BICUBIC (extra resize). With it and with `area`, large pictures are first
+    halved once to thrice (JPEGs by decoding them so)."""
     upscale: Filter = "lanczos"
     """OpenCV's filter for enlarging."""
     format: Literal["jpg", "webp", "png"] = "jpg"
@@ -74,6 +77,8 @@ class Options(Strict):
             raise ValueError(f"min_bytes {self.min_bytes} is over max_bytes {self.max_bytes}: no picture could pass")
         if self.blur_boxes == "found" and self.engine != "shardmill":
             raise ValueError("blur_boxes: found wants engine shardmill; img2dataset's takes boxes of the picture before it is turned")
+        if self.downscale == "antialiased" and self.engine != "shardmill":
+            raise ValueError("downscale: antialiased wants engine shardmill; img2dataset knows OpenCV's filters alone")
         if not self.formats:
             raise ValueError("formats is empty: no picture could pass")
         return self
@@ -136,9 +141,14 @@ class Images(Stage):
         pass
 
     def check_ready(self) -> None:
-        """Raises UserError where the engine's package is missing."""
+        """Raises UserError where the engine's or the filter's package is missing."""
         if self.config.engine == "img2dataset":
             engine_img2dataset.require()
+        if self.config.downscale == "antialiased" and importlib.util.find_spec("cykooz_resizer") is None:
+            raise UserError(
+                "stages.images.downscale: antialiased wants cykooz.resizer, which is not installed; make setup EXTRAS=resize, or "
+                'pip install "shardmill[resize]"'
+            )
 
     def open(self) -> None:
         import cv2
@@ -184,13 +194,13 @@ class Images(Stage):
         if self._resize is not None:
             self._by_img2dataset(self._resize(body, boxes), head, out)
             return
-        averages = stored.shrinks and config.downscale == "area"
-        decoded = imagedecode.decode(head, stored.scaled if averages else None)
+        margin = imageresize.ENOUGH.get(config.downscale) if stored.shrinks else None
+        decoded = imagedecode.decode(head, stored.scaled, margin) if margin else imagedecode.decode(head, None)
         plan = imageresize.plan(decoded.width, decoded.height, config.size, config.mode, config.only_if_bigger)
         scaled = decoded.pixels
         if plan.resizes:
             scaled = imageresize.scale(scaled, plan.scaled, config.downscale if plan.shrinks else config.upscale, decoded.extent)
-        self._measure(decoded, scaled if averages and min(plan.scaled) >= phash.ENOUGH else decoded.pixels, out)
+        self._measure(decoded, scaled if margin and min(plan.scaled) >= phash.ENOUGH else decoded.pixels, out)
         facts["width"], facts["height"] = plan.stored
         if config.blur_boxes != "found":
             boxes = imageblur.turned(boxes, decoded.orientation)

@@ -38,8 +38,8 @@ READERS: dict[str, type[ImageFile.ImageFile]] = {
     "bmp": BmpImagePlugin.BmpImageFile,
     "tiff": TiffImagePlugin.TiffImageFile,
 }
-MARGIN = 2
-"""A reduced picture keeps this many pixels a side for each one that is wanted; with fewer the result is visibly worse than a full one's."""
+MARGIN = 2.0
+"""A reduced picture keeps this many pixels a side for each one that is wanted, unless fewer are said to do."""
 MAX_SCANS = 64
 """Scans of a progressive JPEG; each costs a pass over all pixels and may be a few bytes long. Encoders write at most about ten."""
 
@@ -107,12 +107,13 @@ def header(kind: str, body: bytes) -> Header:
     return Header(kind, body, width, height, image)
 
 
-def decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
+def decode(head: Header, wanted: tuple[int, int] | None, margin: float = MARGIN) -> Decoded:
     """Decodes the first frame. Raises Refused.
 
-    `wanted` (width, height; as stored): a size that is enough; the picture may then come at 1/2, 1/4 or 1/8. None: all pixels.
+    `wanted` (width, height; as stored): what it will be scaled to; the picture may then come at 1/2, 1/4 or 1/8, `margin` times as large at
+    the least. None: all pixels.
     """
-    return _guarded(head.kind, head.body, lambda: _decode(head, wanted))
+    return _guarded(head.kind, head.body, lambda: _decode(head, wanted, margin))
 
 
 def exif(head: Header) -> tuple[int, str]:
@@ -141,12 +142,12 @@ def _open(kind: str, body: bytes) -> ImageFile.ImageFile:
     return READERS[kind](io.BytesIO(body))
 
 
-def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
+def _decode(head: Header, wanted: tuple[int, int] | None, margin: float) -> Decoded:
     image = head.image or _open(head.kind, head.body)
     if image.size != (head.width, head.height):
         raise Refused("undecodable", f"header and picture differ in size: {head.width} x {head.height}, {image.size[0]} x {image.size[1]}")
     if head.kind == "jpeg" and image.mode in ("RGB", "L"):
-        return _decode_jpeg(head, image, wanted)
+        return _decode_jpeg(head, image, wanted, margin)
     if head.kind == "png" and (damage := imagetype.png_damaged(head.body)):
         raise Refused("undecodable", damage)
     tiff = head.kind == "tiff"
@@ -160,7 +161,7 @@ def _decode(head: Header, wanted: tuple[int, int] | None) -> Decoded:
         pixels, same = np.asarray(rgb), rgb is image
     orientation, tags = before or _exif(image)  # of a PNG it may stand behind the pixels
     turn = 1 if tiff else orientation
-    factor = _factor(head, wanted, turn)
+    factor = _factor(head, wanted, margin, turn)
     pixels = turned(_reduced(pixels, factor), turn)
     return Decoded(pixels, *_upright(head, turn), orientation, tags, one_frame and same and orientation == 1, factor)
 
@@ -169,11 +170,11 @@ def _upright(head: Header, orientation: int) -> tuple[int, int]:
     return (head.height, head.width) if orientation >= 5 else (head.width, head.height)
 
 
-def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, int] | None) -> Decoded:
+def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, int] | None, margin: float) -> Decoded:
     import simplejpeg
 
     orientation, tags = _exif(image)
-    factor = _factor(head, wanted, orientation)
+    factor = _factor(head, wanted, margin, orientation)
     if image.info.get("progressive") and (scans := head.body.count(b"\xff\xda")) > MAX_SCANS:
         raise Refused("undecodable", f"{scans} scans > {MAX_SCANS}")
     least = (-(-head.width // factor), -(-head.height // factor)) if factor > 1 else (0, 0)
@@ -217,8 +218,8 @@ def _decode_webp(head: Header) -> np.ndarray:
     return out
 
 
-def _factor(head: Header, wanted: tuple[int, int] | None, orientation: int) -> int:
-    """8, 4 or 2 if as small a part of the picture's sides is still MARGIN times what is wanted, else 1.
+def _factor(head: Header, wanted: tuple[int, int] | None, margin: float, orientation: int) -> int:
+    """8, 4 or 2 if as small a part of the picture's sides is still `margin` times what is wanted, else 1.
 
     A side that is shown the other way round has to be divisible: what is left over would come first (see Decoded.extent). libjpeg's
     fractions between (3/8, 5/8 …) are slow and blur: measured, 33 dB against 40 dB at 1/2 and in full.
@@ -227,7 +228,7 @@ def _factor(head: Header, wanted: tuple[int, int] | None, orientation: int) -> i
         return 1
     mirrored = [side for side, turns in ((head.width, (2, 3, 7, 8)), (head.height, (3, 4, 6, 7))) if orientation in turns]
     for factor in (8, 4, 2):
-        large = head.width >= factor * MARGIN * wanted[0] and head.height >= factor * MARGIN * wanted[1]
+        large = head.width >= factor * margin * wanted[0] and head.height >= factor * margin * wanted[1]
         if large and not any(side % factor for side in mirrored):
             return factor
     return 1

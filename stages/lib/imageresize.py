@@ -6,6 +6,8 @@ crop offsets are floored, of an odd number of border pixels the extra one goes t
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +15,10 @@ import numpy as np
 
 Mode = Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"]
 Filter = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
+ENOUGH = {"area": 2.0, "antialiased": 1.5}
+"""The filters that look at every pixel, and how many of a reduced picture's pixels a side they want for each one that they make; with fewer
+the result is visibly worse than the whole picture's (docs/performance.md)."""
+RESIZER = threading.local()
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,22 @@ def plan(width: int, height: int, size: int, mode: Mode, only_if_bigger: bool) -
     return Plan(scaled, (size, size) if mode in ("center_crop", "border") else scaled, True, shrinks)
 
 
-def scale(pixels: np.ndarray, to: tuple[int, int], name: Filter, extent: tuple[float, float] | None = None) -> np.ndarray:
+def scale(
+    pixels: np.ndarray, to: tuple[int, int], name: Filter | Literal["antialiased"], extent: tuple[float, float] | None = None
+) -> np.ndarray:
     """`pixels` (height, width, 3) uint8 scaled to `to` (width, height) by OpenCV's filter of that name; lanczos is LANCZOS4.
 
+    `antialiased` is Pillow's BICUBIC, which CLIP models are shown their pictures by: Catmull-Rom over all pixels that one of `to` covers.
+
     `extent` (width, height): how many pixels what is scaled spans, where these are less than one more or fewer (Decoded.extent); it must
-    be at least twice `to`. Without regard to it half a pixel of 801 would be a shift of up to a fifth of a pixel of 299, and cost 2 dB.
+    be at least ENOUGH times `to`. Without regard to it half a pixel of 801 would be a shift of up to a fifth of a pixel of 299: 2 dB.
     """
     import cv2
 
     if (pixels.shape[1], pixels.shape[0]) == to:
         return pixels
+    if name == "antialiased":
+        return _convolved(pixels, to, extent or (pixels.shape[1], pixels.shape[0]))
     flag = {
         "nearest": cv2.INTER_NEAREST,
         "linear": cv2.INTER_LINEAR,
@@ -61,6 +73,23 @@ def scale(pixels: np.ndarray, to: tuple[int, int], name: Filter, extent: tuple[f
     else:  # with factors in place of a size OpenCV takes them as they are
         out = cv2.resize(pixels, None, fx=to[0] / extent[0], fy=to[1] / extent[1], interpolation=flag)
     return out
+
+
+def _convolved(pixels: np.ndarray, to: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
+    """By fast_image_resize (Rust), whose result is the same on every processor. It keeps Python waiting while it works."""
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+    if not hasattr(RESIZER, "one"):
+        RESIZER.one = Resizer()
+    height, width = pixels.shape[:2]
+    lacking = max(0, math.ceil(extent[1]) - height), max(0, math.ceil(extent[0]) - width)
+    if any(lacking):
+        pixels = np.pad(pixels, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
+        height, width = pixels.shape[:2]
+    whole, made = ImageData(width, height, PixelType.U8x3, pixels.tobytes()), ImageData(*to, PixelType.U8x3)
+    how = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom), crop_box=CropBox(0, 0, *extent))
+    RESIZER.one.resize(whole, made, how)
+    return np.frombuffer(made.get_buffer(), np.uint8).reshape(to[1], to[0], 3)
 
 
 def fit(pixels: np.ndarray, to: tuple[int, int]) -> np.ndarray:
