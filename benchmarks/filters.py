@@ -1,0 +1,92 @@
+"""What a filter for shrinking costs, and how near to the whole picture's it comes: `python benchmarks/filters.py DATA [--pictures 200]`.
+
+The pictures of benchmarks/images.py to 224-pixel centre crops, one thread, bodies in memory: CPU-ms to decode and resize as the image
+stage does it, with each filter, and in img2dataset's way (all pixels, then OpenCV's INTER_AREA). Mean PSNR in dB, of the crop as it is,
+and encoded as JPEG of quality 95, against a full decode resized by Pillow's BICUBIC, by its LANCZOS and by OpenCV's INTER_AREA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.images import pictures
+from stages.lib import imagedecode, imageencode, imageresize
+
+SIZE = 224
+WAYS = {"antialiased": ("antialiased", 1.5), "area": ("area", 2.0), "area, all pixels": ("area", None)}  # filter, and imageresize.ENOUGH
+REFERENCES: dict[str, Callable[[Image.Image, tuple[int, int]], np.ndarray]] = {
+    "BICUBIC": lambda image, to: np.asarray(image.resize(to, Image.Resampling.BICUBIC)),
+    "LANCZOS": lambda image, to: np.asarray(image.resize(to, Image.Resampling.LANCZOS)),
+    "INTER_AREA": lambda image, to: cv2.resize(np.asarray(image), to, interpolation=cv2.INTER_AREA),
+}
+
+
+def shrunk(body: bytes, name: str, margin: float | None) -> np.ndarray:
+    head = imagedecode.header("jpeg", body)
+    plan = imageresize.plan(head.width, head.height, SIZE, "center_crop", only_if_bigger=False)
+    decoded = imagedecode.decode(head, plan.scaled, margin) if margin else imagedecode.decode(head, None)
+    scaled = imageresize.scale(decoded.pixels, plan.scaled, name, decoded.extent)  # type: ignore[arg-type]
+    return imageresize.fit(scaled, plan.stored)
+
+
+def wanted(body: bytes, by: Callable[[Image.Image, tuple[int, int]], np.ndarray]) -> np.ndarray:
+    whole = Image.open(io.BytesIO(body)).convert("RGB")
+    plan = imageresize.plan(*whole.size, SIZE, "center_crop", only_if_bigger=False)
+    return imageresize.fit(by(whole, plan.scaled), plan.stored)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-3, np.mean((a.astype(float) - b.astype(float)) ** 2))))
+
+
+def encoded(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(imageencode.encode(pixels, "jpg", 95))).convert("RGB"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("SHARDMILL_TEST_DATA"))
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    if given.data is None:
+        print("filters: no DATA, nothing measured (name the folder, or set SHARDMILL_TEST_DATA)")
+        return 0
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        pictures(Path(given.data), Path(name))
+        bodies = [path.read_bytes() for path in sorted(Path(name).glob("*.jpg"))[: given.pictures]]
+    print(f"{'':18} CPU-ms  " + "".join(f"{name + ', encoded':>26}" for name in REFERENCES))
+    for way, (filter_, margin) in WAYS.items():
+        made, took = [shrunk(body, filter_, margin) for body in bodies], []
+        for _ in range(given.rounds):
+            began = time.process_time()
+            for body in bodies:
+                shrunk(body, filter_, margin)
+            took.append(1000 * (time.process_time() - began) / len(bodies))
+        line = f"{way:18} {np.median(took):6.2f}  "
+        for by in REFERENCES.values():
+            told = [
+                (psnr(pixels, right), psnr(encoded(pixels), right))
+                for pixels, body in zip(made, bodies, strict=True)
+                for right in [wanted(body, by)]
+            ]
+            line += "{:>26}".format("{:.2f}, {:.2f}".format(*np.mean(told, axis=0)))
+        print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
