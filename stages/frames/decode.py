@@ -21,9 +21,9 @@ from typing import Any
 from pipeline.errors import UserError
 from stages.lib import containers
 
-GOES_ON = 64  # packets between two signs of life
 SKIPPED, BROKEN, CUT = "skipped", "broken", "cut"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
+LATE = 64  # packets of which the times are kept: more than wait for one another
 
 
 class UnreadableError(Exception):
@@ -113,6 +113,7 @@ class Video:
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
         self.read = 0  # packets
         self.last: int | None = None  # until when (pts) the packets go that were read
+        self.late: deque[tuple[int | None, int | None]] = deque(maxlen=LATE)  # pts and dts of the last ones
 
     def _pick(self, max_pixels: int, threads: int) -> Any:
         import av
@@ -292,14 +293,28 @@ class Video:
             yield from self._decoded([None])
 
     def _breaks_off(self) -> bool:
-        """Reading ended by a fault, or the file is shorter than its container says; where that says nothing, by a second and more."""
+        """Reading ended by a fault, or the file is shorter than its container says; where that says nothing, by a second and more, or
+        frames are lacking between the last ones."""
         whole = containers.is_whole(self.path)
         if self.cut or whole or (whole is False and not self._all_samples()):
             return self.cut or not whole
         claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
         if not claimed and self.container.duration:
             claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
-        return bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+        lacking = claimed - self.last if claimed and self.last is not None else 0
+        return lacking > 1 / self.stream.time_base or self._torn(lacking)
+
+    def _torn(self, lacking: Fraction | int) -> bool:
+        """Whether the file ends within frames that are stored out of order: before one that is shown later than the last that was stored
+        there is a gap. MPEG's containers claim no length; others may lack these very frames."""
+        times = [(pts, dts) for pts, dts in self.late if pts is not None and dts is not None]
+        steps = [(after - before, after) for before, after in pairwise(sorted(pts for pts, _ in times))]
+        if len(steps) < 3:
+            return False
+        usual = sorted(step for step, _ in steps)[len(steps) // 2]
+        if "mpeg" not in self.container.format.name and 2 * lacking < usual:
+            return False
+        return any(2 * step > 3 * usual and after > times[-1][1] for step, after in steps)
 
     def _all_samples(self) -> bool:
         """As many were read as mp4's table has: then what lacks is of something else, or of a box that says too much."""
@@ -307,45 +322,26 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """All packets of the stream; where the file breaks off, those before."""
-        import av
-
-        packets = self.container.demux(self.stream)
-        for number in itertools.count():
-            if number % GOES_ON == 0:
-                self.goes_on()
-            try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError):
+        for packet in containers.packets(self.container, self.stream, self.goes_on):
+            if packet is None:
                 self.cut = True
                 return
-            if packet is None:
-                return
-            if packet.size:
-                self.read += 1
-                until = (packet.pts or 0) + (packet.duration or 0)
-                self.last = until if self.last is None else max(self.last, until)
-                yield packet
+            self.read += 1
+            until = (packet.pts or 0) + (packet.duration or 0)
+            self.last = until if self.last is None else max(self.last, until)
+            self.late.append((packet.pts, packet.dts))
+            yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:
         """A packet that cannot be decoded leaves a gap, up to the next keyframe: what comes between refers to what is lacking. The packet
         None empties the decoder. Frames whose pts is among `unseen` are left out where no other frame refers to them."""
-        import av
-
         for packet in packets:
             if packet is not None and packet.pts is not None and not packet.is_discard:
                 insort(self.fed, packet.pts)
             self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
-            try:
-                for frame in self.stream.codec_context.decode(packet):
-                    self.tainted = self.tainted and not frame.key_frame
-                    yield BROKEN if self.tainted else frame
-            except av.error.EOFError:
-                continue
-            except av.error.MemoryError:
-                raise
-            except (av.error.FFmpegError, ValueError):
-                self.tainted = True
-                yield BROKEN
+            for frame in containers.decoded(self.stream.codec_context, packet):
+                self.tainted = frame is None or (self.tainted and not frame.key_frame)
+                yield BROKEN if self.tainted else frame
 
 
 def exact(seconds: float) -> Fraction:

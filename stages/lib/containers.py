@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 # What is opened: no playlists and lists of files (hls, dash, concat …), which would open what a stranger names, and no devices.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
 
+GOES_ON = 64  # packets between two signs of life
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
@@ -27,6 +30,43 @@ def only(container: Any, streams: list[Any]) -> None:
     for stream in container.streams:
         if stream not in streams:
             stream.discard = av.stream.Discard.all
+
+
+def packets(container: Any, stream: Any, goes_on: Callable[[], None]) -> Iterator[Any]:
+    """The packets of a stream that hold anything, in the file's order; a last one None where reading ends by a fault of the file.
+
+    `goes_on` is called now and then.
+    """
+    import av
+
+    coming = container.demux(stream)
+    for number in itertools.count():
+        if number % GOES_ON == 0:
+            goes_on()
+        try:
+            packet = next(coming, None)
+        except (av.error.FFmpegError, OSError) as err:
+            to_blame(err)
+            yield None
+            return
+        if packet is None:
+            return
+        if packet.size:
+            yield packet
+
+
+def decoded(context: Any, packet: Any) -> Iterator[Any]:
+    """The frames of a packet, of None those that the decoder still holds; None in place of what cannot be decoded."""
+    import av
+
+    try:
+        yield from context.decode(packet)
+    except av.error.EOFError:
+        return
+    except av.error.MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError):
+        yield None
 
 
 def is_whole(path: str) -> bool | None:

@@ -209,6 +209,24 @@ def test_what_the_file_lacks_is_silence_and_counted(tmp_path: Path) -> None:
     assert not body[17_000:].any()
 
 
+def test_where_many_segments_overlap_their_sound_is_the_same(tmp_path: Path) -> None:
+    """More than are held at once: read again for the rest."""
+    path = clicks(tmp_path / "film.mkv", 48_000, "flac", sound_s=8.0)
+    spans = [(1 + n / 20, 5 + n / 20) for n in range(3 * MOST_OPEN)]
+    rows = run([(path, *span) for span in spans], pick="none", sound="wav")
+    alone = [run([(path, *span)], pick="none", sound="wav")[0] for span in spans[::7]]
+    assert [row["fate"] for row in rows] == ["kept"] * len(spans)
+    assert [row["sound"] for row in rows[::7]] == [row["sound"] for row in alone]
+
+
+@pytest.mark.parametrize("options", [{"sound": "flac"}, {"clip": {}}])
+def test_a_segment_of_hours_is_not_held_in_memory(videos: dict[str, Path], options: dict[str, Any]) -> None:
+    """As of a cue whose end is wrong: `cues` takes it as it is."""
+    rows = run([(videos["with_sound"], 1, 3_599_999), (videos["with_sound"], 1, 2)], pick="none", **options)
+    assert [row["fate"] for row in rows] == ["frames:too_long", "kept"]
+    assert rows[0]["detail"] == "3599998.000 s > 1200"
+
+
 def test_a_silent_film_has_its_reason(videos: dict[str, Path]) -> None:
     rows = run([(videos["steady"], 1, 2), (videos["steady"], 3, 4)], count=1, sound="flac")
     assert [row["fate"] for row in rows] == ["frames:no_sound"] * 2

@@ -193,7 +193,7 @@ def test_json3_of_speech_and_of_uploads() -> None:
     track = parse(json.dumps({"wireMagic": "pb3", "events": events}).encode())
     assert [(cue.start_s, cue.end_s, cue.text) for cue in track.cues] == [(0.16, 1.319, "Dashboards are"), (2.24, 2.84, "fine")]
     assert [(word.text, word.start_s) for cue in track.cues for word in cue.words] == [("Dashboards", 0.16), ("are", 0.719), ("fine", 2.24)]
-    uploaded = {"events": [{"tStartMs": 1000, "dDurationMs": 2000, "segs": [{"utf8": "two\nlines"}]}]}
+    uploaded = {"events": [{"tStartMs": 1000, "dDurationMs": 2000, "segs": [{"utf8": "two\nlines"}, {"utf8": None}]}]}
     assert read(json.dumps(uploaded)) == [(1, 3, "two\nlines")]
 
 
@@ -237,6 +237,10 @@ def ttml(body: str, attributes: str = "") -> list[tuple[float, float, str]]:
 )
 def test_ttml_clocks(begin: str, end: str, times: tuple[float, float]) -> None:
     assert ttml(f'<div><p begin="{begin}" end="{end}">x</p></div>', 'ttp:frameRate="25" ttp:tickRate="10"') == [(*times, "x")]
+
+
+def test_times_beyond_a_thousand_hours_are_no_ends() -> None:
+    assert ttml('<p begin="1s" end="9999999s">x</p><p begin="4s" end="5s">y</p>') == [(1, 4, "x"), (4, 5, "y")]
 
 
 def test_ttml_frames_by_the_multiplier() -> None:
