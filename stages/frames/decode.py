@@ -7,6 +7,7 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 from bisect import bisect_left, bisect_right, insort
@@ -130,6 +131,8 @@ class Video:
         # Pictures may grow on the way; and where bits are wrong a decoder would else make up what is lacking, and not tell.
         context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
         context.thread_type, context.thread_count = "AUTO", threads
+        with contextlib.suppress(av.error.FFmpegError):  # packets will tell
+            context.open(strict=False)  # before `skip_frame` is set: dav1d (AV1) looks at that once, and would leave out frames for good
         containers.only(self.container, [stream])
         return stream
 
