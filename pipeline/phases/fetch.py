@@ -3,7 +3,8 @@
 Both are addressed by content, not by row. A *fetch* is md5 of what the download reads (url, expected hash, stored place), a
 *pair* is md5 of a fetch and what the scores read of the row (the caption). A URL in n rows is fetched once, a changed
 caption rule fetches only what no committed file holds. Every unit has a home: the part of the first alive row with what
-the download reads of that fetch, so that a video is fetched once for its clips in all rows. `part-00003.0.parquet` holds what was missing for the units at home in part 3; later additions are .1, .2 …
+the download reads of that fetch, so that a video is fetched once for its clips in all rows. `part-00003.0.parquet` holds
+what was missing for the units at home in part 3; later additions are .1, .2 …
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def _units(run: Run, con: Any, again: list[str] | None = None) -> None:
     home = "any_value(p.part)" if place else "min_by(f.part, f.row)"
     join = "JOIN (SELECT place, min(part) AS part FROM fetches GROUP BY place) p ON p.place = f.place" if place else ""
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE homes AS SELECT f.fetch_id, min(f.row) AS row, {home} AS part FROM fetches f {join} GROUP BY f.fetch_id"
+        f"CREATE OR REPLACE TEMP TABLE homes AS SELECT f.fetch_id, min(f.row) AS row, {home} AS part "
+        f"FROM fetches f {join} GROUP BY f.fetch_id"
     )
     # A fetch whose image was dropped (pool.keep: false) is missing; not for a retry, which looks at its own fates alone.
     bare = ", ".join(views.quote(run.store.address(f"{pool}/{name}")) for name in bare_files(run.store, pool)) or "''"

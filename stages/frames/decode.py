@@ -113,6 +113,9 @@ class Video:
         self.damaged = self.cut = self.tainted = False  # tainted: from a fault on, until a picture that needs no other
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
         self.read = 0  # packets
+        # AVI has no times of its own: where frames are stored out of order, they are on screen as they come out of the decoder.
+        self.untimed = "avi" in self.container.format.name.split(",") and bool(self.stream.codec_context.has_b_frames)
+        self.place = 0  # of the last frame, then
         self.last: int | None = None  # until when (pts) the packets go that were read
         self.late: deque[tuple[int | None, int | None]] = deque(maxlen=LATE)  # pts and dts of the last ones
 
@@ -330,9 +333,10 @@ class Video:
                 self.cut = True
                 return
             self.read += 1
-            until = (packet.pts or 0) + (packet.duration or 0)
+            until = (packet.pts or packet.dts or 0) + (packet.duration or 0)
             self.last = until if self.last is None else max(self.last, until)
             self.late.append((packet.pts, packet.dts))
+            packet.pts = None if self.untimed else packet.pts
             yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:
@@ -344,6 +348,8 @@ class Video:
             self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
             for frame in containers.decoded(self.stream.codec_context, packet):
                 self.tainted = frame is None or (self.tainted and not frame.key_frame)
+                if self.untimed and frame is not None:
+                    frame.pts = self.place = self.place + 1 if frame.dts is None else frame.dts
                 yield BROKEN if self.tainted else frame
 
 

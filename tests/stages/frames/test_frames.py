@@ -376,3 +376,16 @@ def test_a_stream_without_a_length_that_is_cut_off_within_frames_out_of_order(tm
         assert shown == times[: len(shown)], lost
         assert len(shown) > len(times) // 2
         assert lost or len(shown) == len(times)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_avi_that_stores_frames_out_of_order(tmp_path: Path, codec: str) -> None:
+    """Its times are the places of its packets; what FFmpeg makes up as the times of such frames goes to and fro."""
+    path = tmp_path / "film.avi"
+    options = {"g": "25", "bf": "2", **({"crf": "10"} if codec == "libx264" else {"qscale": "2"})}
+    film.write(path, ((ms, picture(ms)) for ms in steady(6, 25)), codec, options)
+    rows = run([(path, 0.5 + n / 20, 0.51 + n / 20) for n in range(100)], count=1)
+    assert {row["fate"] for row in rows} == {"kept"}
+    late = {round(1000 * (row["frame_times"][0] - row["frame_lags"][0])) - (read_jpeg(row["frames"][0]) or 0) for row in rows}
+    assert max(late) - min(late) <= 1
+    assert 0 <= min(late) <= 200  # by which the encoder lags behind
