@@ -269,7 +269,7 @@ class Frames(Stage):
         """Each clip once, with its pictures and film, as it is finished."""
         config = self.config
         with Video(path, config.max_pixels, config.threads, goes_on) as video:
-            facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
+            facts = {"video_codec": video.stream.codec_context.codec.canonical_name, "video_s": video.duration_s()}
             for clip in clips:
                 clip.facts |= facts
             if config.clip:

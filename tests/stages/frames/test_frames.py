@@ -389,3 +389,8 @@ def test_avi_that_stores_frames_out_of_order(tmp_path: Path, codec: str) -> None
     late = {round(1000 * (row["frame_times"][0] - row["frame_lags"][0])) - (read_jpeg(row["frames"][0]) or 0) for row in rows}
     assert max(late) - min(late) <= 1
     assert 0 <= min(late) <= 200  # by which the encoder lags behind
+
+
+def test_a_codec_is_named_as_such_not_its_decoder(videos: dict[str, Path]) -> None:
+    names = {"av1_mkv": "av1", "steady": "h264", "hevc": "hevc", "vp9_webm": "vp9"}
+    assert {name: run([(videos[name], 1, 2)])[0]["video_codec"] for name in names} == names
