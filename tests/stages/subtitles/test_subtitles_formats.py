@@ -233,6 +233,7 @@ def ttml(body: str, attributes: str = "") -> list[tuple[float, float, str]]:
         ("0.5m", "1h", (30, 3600)),
         ("25f", "100t", (1, 10)),
         ("3:58.640", "240", (238.64, 240)),
+        ("00:00:01,5", "00:00:02,000", (1.5, 2)),
     ],
 )
 def test_ttml_clocks(begin: str, end: str, times: tuple[float, float]) -> None:
@@ -241,6 +242,10 @@ def test_ttml_clocks(begin: str, end: str, times: tuple[float, float]) -> None:
 
 def test_times_beyond_a_thousand_hours_are_no_ends() -> None:
     assert ttml('<p begin="1s" end="9999999s">x</p><p begin="4s" end="5s">y</p>') == [(1, 4, "x"), (4, 5, "y")]
+
+
+def test_ttml_of_which_nobody_knows_when_it_is_said() -> None:
+    assert ttml('<p begin="soon" end="2s">x</p><p begin="4s" end="later">y</p>') == [(4, 9, "y")]
 
 
 def test_ttml_frames_by_the_multiplier() -> None:
