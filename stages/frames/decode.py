@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import re
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from stages.lib import containers
 
 SKIPPED, BROKEN, CUT = "skipped", "broken", "cut"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
+REFRESH = re.compile(rb"\x06\x06[\x01-\x10][\x00-\x7f]")  # SEI, recovery point, its size, and a count of frames above 0
 LATE = 64  # packets of which the times are kept: more than wait for one another
 
 
@@ -274,7 +276,7 @@ class Video:
         held: list[Any] = []  # packets since the last keyframe, while it is open whether they are needed
         size, holding, gap = 0, False, False
         for packet in self._packets():
-            key = packet.is_keyframe and packet.pts is not None and not packet.is_discard
+            key = packet.is_keyframe and packet.pts is not None and not packet.is_discard and not _refreshes(packet)
             if key and packet.pts <= wanted():  # all before it is of no interest any more
                 gap = gap or bool(held)
                 held, size, holding = [packet], packet.size, True
@@ -356,6 +358,11 @@ class Video:
 def exact(seconds: float) -> Fraction:
     """Times are meant to the microsecond."""
     return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def _refreshes(packet: Any) -> bool:
+    """Whether H.264 counts this packet for a keyframe by which the picture is only renewed piece by piece over the next frames."""
+    return bool(packet.stream.codec_context.codec.canonical_name == "h264" and REFRESH.search(bytes(memoryview(packet)[:1024])))
 
 
 def _unseen(packets: Sequence[Any], seen: Callable[[int, int], bool]) -> frozenset[int]:

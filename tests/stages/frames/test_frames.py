@@ -394,3 +394,15 @@ def test_avi_that_stores_frames_out_of_order(tmp_path: Path, codec: str) -> None
 def test_a_codec_is_named_as_such_not_its_decoder(videos: dict[str, Path]) -> None:
     names = {"av1_mkv": "av1", "steady": "h264", "hevc": "hevc", "vp9_webm": "vp9"}
     assert {name: run([(videos[name], 1, 2)])[0]["video_codec"] for name in names} == names
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+def test_a_picture_that_is_renewed_piece_by_piece_is_not_begun_with(tmp_path: Path, suffix: str) -> None:
+    """As live streams do it: no keyframe but the first; decoding that begins at a place to recover shows nothing for two seconds."""
+    times, path = steady(8, 25), tmp_path / f"film.{suffix}"
+    options = {"g": "50", "bf": "0", "crf": "10", "x264-params": "intra-refresh=1:keyint=50"}
+    film.write(path, ((ms, picture(ms)) for ms in times), options=options)
+    for at in (2.6, 4.7, 6.3, 7.5):
+        (row,) = run([(path, at, at + 0.2)], count=2)
+        assert row["fate"] == "kept", row["detail"]
+        assert [read_jpeg(body) for body in row["frames"]] == [on_screen(times, t) for t in row["frame_times"]]
