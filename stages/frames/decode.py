@@ -314,12 +314,13 @@ class Video:
 
     def _torn(self, lacking: Fraction | int) -> bool:
         """Whether the file ends within frames that are stored out of order: before one that is shown later than the last that was stored
-        there is a gap. MPEG's containers claim no length; others may lack these very frames."""
+        there is a gap wider than those before it. MPEG's containers claim no length; others may lack these very frames."""
         times = [(pts, dts) for pts, dts in self.late if pts is not None and dts is not None]
-        steps = [(after - before, after) for before, after in pairwise(sorted(pts for pts, _ in times))]
-        if len(steps) < 3:
+        last = sorted(pts for pts, _ in times)[-LATE // 2 :]  # of those before some have gone already
+        steps = [(after - before, after) for before, after in pairwise(last)]
+        usual = max((step for step, after in steps if after <= times[-1][1]), default=0)
+        if not usual:
             return False
-        usual = sorted(step for step, _ in steps)[len(steps) // 2]
         if "mpeg" not in self.container.format.name and 2 * lacking < usual:
             return False
         return any(2 * step > 3 * usual and after > times[-1][1] for step, after in steps)
