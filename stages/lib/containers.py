@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,rm,nut,ivf,m4v,h264,hevc,av1"
 
 GOES_ON = 64  # packets between two signs of life
+MOST_BOXES = 1_000_000  # a day in fragments of a second has 170,000
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
@@ -82,16 +83,18 @@ def is_whole(path: str) -> bool | None:
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int | None:
-    """Where the last box of the file ends; one of length 0 goes to the end of the file."""
+    """Where the last box of the file ends; one of length 0 goes to the end of the file. None where there are more than MOST_BOXES."""
     at = 0
-    while at < size:
+    for _ in range(MOST_BOXES):
+        if at >= size:
+            return at
         file.seek(at)
         length, kind = int.from_bytes((head := file.read(16))[:4], "big"), head[4:8]
         length = int.from_bytes(head[8:], "big") if length == 1 else length or size - at
         if not (kind.isalnum() and kind.isascii()) or length < 8:
             return None
         at += length
-    return at
+    return None
 
 
 def _segment_end(file: BinaryIO) -> int | None:
