@@ -19,12 +19,13 @@ from pydantic import Field, model_validator
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
 from stages.frames.clip import Clip
 from stages.frames.decode import Missing, Played, UnreadableError, Video, require
-from stages.frames.film import Settings, films, passes
+from stages.frames.film import MOST_OPEN, Settings, films, passes
 from stages.frames.sound import encode, sounds
 from stages.frames.spans import in_order, spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
+MOST_PASSES = 32  # over one video; a list of cues that all lie over one another would have it read thousands of times
 PIECE = 8 << 20  # bytes of pictures that are held before their clips are handed on
 MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
 
@@ -140,6 +141,7 @@ class Frames(Stage):
         "damaged": "no frame can be decoded for a wanted time: the file is cut off or damaged there",
         "no_segment": "the segment has no length, or no times",
         "too_long": "longer than max_s, and `clip` or `sound` is wanted, which are held in memory until they are whole",
+        "crowded": "more than 512 segments overlap at one moment, and `clip` or `sound` is wanted, for which 16 at a time share a reading",
         "no_sound": "`sound` is wanted, and the file has none in the segment, or none that can be decoded",
     }
     resources = Resources(memory=2 << 30)
@@ -244,7 +246,11 @@ class Frames(Stage):
         if self.config.clip is None and self.config.sound is None:
             yield from self._pictured(path, clips, goes_on)
             return
-        for some in passes(clips):  # what is held of films and sound is bounded, however many segments overlap
+        for n, some in enumerate(passes(clips)):  # what is held of films and sound is bounded, however many segments overlap
+            if n >= MOST_PASSES:
+                for clip in some:
+                    clip.drop("crowded", f"more than {MOST_PASSES * MOST_OPEN} segments at one moment")
+                continue
             found = self._pictured(path, some, goes_on)
             yield from found if self.config.sound is None else self._heard(found, path, some, self.config.sound, goes_on)
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import wave
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,13 @@ def test_where_many_segments_overlap_their_sound_is_the_same(tmp_path: Path) -> 
     alone = [run([(path, *span)], pick="none", sound="wav")[0] for span in spans[::7]]
     assert [row["fate"] for row in rows] == ["kept"] * len(spans)
     assert [row["sound"] for row in rows[::7]] == [row["sound"] for row in alone]
+
+
+def test_a_video_is_not_read_thousands_of_times(tmp_path: Path) -> None:
+    """As of cues that all lie over one another."""
+    path = clicks(tmp_path / "film.mkv", 48_000, "flac", sound_s=3.0)
+    fates = Counter(row["fate"] for row in run([(path, 1 + n / 10_000, 1.2) for n in range(600)], pick="none", sound="wav"))
+    assert fates == {"kept": 512, "frames:crowded": 88}
 
 
 @pytest.mark.parametrize("options", [{"sound": "flac"}, {"clip": {}}])
