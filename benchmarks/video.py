@@ -79,7 +79,9 @@ def naive(path: str, segments: Segments) -> int:
 def _jpeg(frame: av.VideoFrame) -> bytes:
     plan = imageresize.plan(frame.width, frame.height, SIZE, "center_crop", False)
     halved = videopicture.halvings((frame.width, frame.height), plan.scaled) if plan.shrinks else 0
-    scaled = imageresize.scale(videopicture.pixels(frame, 0, halved), plan.scaled, "area" if plan.shrinks else "lanczos")
+    scaled = imageresize.scale(
+        videopicture.pixels(frame, videopicture.Geometry(1.0, 0), halved), plan.scaled, "area" if plan.shrinks else "lanczos"
+    )
     return imageencode.encode(imageresize.fit(scaled, plan.stored), "jpg", QUALITY)
 
 

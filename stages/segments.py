@@ -69,7 +69,7 @@ class Segments(Stage):
     holds its balance of seconds."""
 
     name = "segments"
-    version = 4
+    version = 5
     shape = "expand"
     reads = {
         "cues": Column(pa.list_(CUE), "timed texts in order"),

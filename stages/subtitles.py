@@ -38,7 +38,7 @@ class Subtitles(Stage):
     """Reads a subtitle file. What was mended or left out within it is counted in `subtitle_oddities`."""
 
     name = "subtitles"
-    version = 3
+    version = 4
     adds = {
         "cues": Column(pa.list_(CUE), "timed texts in order, repeats removed; `words` is empty where no word is timed", stored=False),
         "subtitle_format": Column(

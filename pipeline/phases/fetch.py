@@ -2,8 +2,9 @@
 
 Both are addressed by content, not by row. A *fetch* is md5 of what the download reads (url, expected hash, stored place), a
 *pair* is md5 of a fetch and what the scores read of the row (the caption). A URL in n rows is fetched once, a changed
-caption rule fetches only what no committed file holds. Every unit has a home: the part of the first alive row with that
-fetch. `part-00003.0.parquet` holds what was missing for the units at home in part 3; later additions are .1, .2 …
+caption rule fetches only what no committed file holds. Every unit has a home: the part of the first alive row with what
+the download reads of that fetch, so that a video is fetched once for its clips in all rows. `part-00003.0.parquet` holds
+what was missing for the units at home in part 3; later additions are .1, .2 …
 """
 
 from __future__ import annotations
@@ -134,9 +135,14 @@ def _units(run: Run, con: Any, again: list[str] | None = None) -> None:
     """Tables todo_pool (part, row, fetch, its columns) and todo_scores (part, row, pair, fetch, file, its columns)."""
     reads, pool = pool_reads(run), f"pool/{digest(pool_made_of(run))}"
     views.latest(con, "pool", run.store, pool, "fetch_id", stored_schema(stages_of(run.layout.pool), "fetch_id"))
-    con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch_id FROM alive a")
+    fetched = _outer_reads(stages_of(run.layout.pool)[:1], set())
+    place = f", {unit_sql(fetched, 'a')} AS place" if fetched != reads else ""  # of images every fetch is a place of its own
+    con.execute(f"CREATE OR REPLACE TEMP TABLE fetches AS SELECT a.row, a.part, {unit_sql(reads, 'a')} AS fetch_id{place} FROM alive a")
+    home = "any_value(p.part)" if place else "min_by(f.part, f.row)"
+    join = "JOIN (SELECT place, min(part) AS part FROM fetches GROUP BY place) p ON p.place = f.place" if place else ""
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE homes AS SELECT fetch_id, min(row) AS row, min_by(part, row) AS part FROM fetches GROUP BY fetch_id"
+        f"CREATE OR REPLACE TEMP TABLE homes AS SELECT f.fetch_id, min(f.row) AS row, {home} AS part "
+        f"FROM fetches f {join} GROUP BY f.fetch_id"
     )
     # A fetch whose image was dropped (pool.keep: false) is missing; not for a retry, which looks at its own fates alone.
     bare = ", ".join(views.quote(run.store.address(f"{pool}/{name}")) for name in bare_files(run.store, pool)) or "''"

@@ -149,6 +149,7 @@ class YtDlp:
             "playlist_items": "1",
             **dict.fromkeys(("quiet", "no_warnings", "noprogress", "noplaylist", "nopart", "hls_prefer_native", "no_color"), True),
             **dict.fromkeys(("cachedir", "continuedl", "updatetime", "cookiesfrombrowser", "writesubtitles"), False),
+            "skip_unavailable_fragments": False,  # a hole in a stream of pieces would show the frame before it instead
             **dict.fromkeys(("retries", "fragment_retries", "extractor_retries", "file_access_retries"), 0),
             "cookiesfrombrowser": None,
             "js_runtimes": {},

@@ -33,7 +33,7 @@ class SubtitleFiles(Download):
     recognises what is said. Its options are the download's; limits per host are kept together with it."""
 
     name = "subtitle_files"
-    version = 3
+    version = 4
     reads = {
         "subtitle": Column(pa.large_binary(), "a file that the list holds itself, or null", stored=False),
         "subtitle_at": Column(pa.string(), "URL, or path where `local` allows it"),

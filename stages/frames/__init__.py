@@ -19,12 +19,13 @@ from pydantic import Field, model_validator
 from pipeline.stage import KEPT, Column, Resources, Stage, Strict, keyless
 from stages.frames.clip import Clip
 from stages.frames.decode import Missing, Played, UnreadableError, Video, require
-from stages.frames.film import Settings, films, passes
+from stages.frames.film import MOST_OPEN, Settings, films, passes
 from stages.frames.sound import encode, sounds
 from stages.frames.spans import in_order, spans
 from stages.lib import imageencode, imageresize, phash, videopicture
 from stages.lib.imageresize import Filter, Mode
 
+MOST_PASSES = 32  # over one video; a list of cues that all lie over one another would have it read thousands of times
 PIECE = 8 << 20  # bytes of pictures that are held before their clips are handed on
 MISSING = {"before": "out_of_video", "after": "out_of_video", "damaged": "damaged"}
 
@@ -76,6 +77,8 @@ class Options(Strict):
     its last one stays until the segment's end."""
     sound: Literal["flac", "wav"] | None = None
     """Store each segment's sound too: 16 kHz, one channel, 16 bits, from the segment's first to its last moment."""
+    max_s: float = Field(1200.0, gt=0)
+    """Seconds of a segment of which `clip` or `sound` is stored."""
     threads: int = keyless(1, ge=1, le=64)
     """Threads of one video's decoder. A worker decodes several videos at once, so one is fastest where there are many."""
 
@@ -95,7 +98,7 @@ class Frames(Stage):
     """
 
     name = "frames"
-    version = 3
+    version = 4
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -137,6 +140,8 @@ class Frames(Stage):
         "out_of_video": "a wanted time lies before the first frame or after the last one",
         "damaged": "no frame can be decoded for a wanted time: the file is cut off or damaged there",
         "no_segment": "the segment has no length, or no times",
+        "too_long": "longer than max_s, and `clip` or `sound` is wanted, which are held in memory until they are whole",
+        "crowded": "more than 512 segments overlap at one moment, and `clip` or `sound` is wanted, for which 16 at a time share a reading",
         "no_sound": "`sound` is wanted, and the file has none in the segment, or none that can be decoded",
     }
     resources = Resources(memory=2 << 30)
@@ -173,10 +178,13 @@ class Frames(Stage):
         cuts = table["cut_times"].to_pylist() if self.config.pick == "scenes" else [None] * len(table)
         both = zip(rows, spans(table), cuts, strict=True)
         clips = [Clip(row, start or 0.0, end or 0.0, self._times(start, end, at or ())) for row, (start, end), at in both]
-        for path in dict.fromkeys(paths):
+        of_video: dict[str, list[Clip]] = {}
+        for clip, path in zip(clips, paths, strict=True):
+            of_video.setdefault(path, []).append(clip)
+        for path, some in of_video.items():
             waiting: list[Clip] = []
             held = 0
-            for clip in self._video(path, [clip for clip, other in zip(clips, paths, strict=True) if other == path], goes_on):
+            for clip in self._video(path, some, goes_on):
                 waiting.append(clip)
                 held += clip.bytes
                 if held >= PIECE:
@@ -220,6 +228,8 @@ class Frames(Stage):
         for clip in clips:
             if not 0 <= clip.start < clip.end:
                 clip.drop("no_segment", "start_s and end_s give no time")
+            elif (self.config.clip or self.config.sound) and clip.end - clip.start > self.config.max_s:
+                clip.drop("too_long", f"{clip.end - clip.start:.3f} s > {self.config.max_s:g}")
         left = {clip.row: clip for clip in clips}
         try:
             for clip in self._made(path, [clip for clip in clips if clip.reason is None], goes_on):
@@ -233,19 +243,30 @@ class Frames(Stage):
 
     def _made(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
         """Clips with pictures, film and sound. A clip may come more than once. Raises UnreadableError."""
-        found = self._pictured(path, clips, goes_on)
-        if self.config.sound is None:
-            yield from found
+        if self.config.clip is None and self.config.sound is None:
+            yield from self._pictured(path, clips, goes_on)
             return
+        for n, some in enumerate(passes(clips)):  # what is held of films and sound is bounded, however many segments overlap
+            if n >= MOST_PASSES:
+                for clip in some:
+                    clip.drop("crowded", f"more than {MOST_PASSES * MOST_OPEN} segments at one moment")
+                continue
+            found = self._pictured(path, some, goes_on)
+            yield from found if self.config.sound is None else self._heard(found, path, some, self.config.sound, goes_on)
+
+    def _heard(
+        self, found: Iterator[Clip], path: str, clips: list[Clip], kind: Literal["flac", "wav"], goes_on: Callable[[], None]
+    ) -> Iterator[Clip]:
+        """Clips with their sound."""
         coming = sounds(path, [(clip.start, clip.end) for clip in clips], goes_on)
         heard: dict[int, tuple[bytes | None, float]] = {}
         for clip in found:
             while clip.reason is None and clip.row not in heard:
                 place, samples, silent = next(coming)
                 if clips[place].reason is None:
-                    heard[clips[place].row] = None if samples is None else encode(samples, self.config.sound), silent
+                    heard[clips[place].row] = None if samples is None else encode(samples, kind), silent
             sound, silent = heard.pop(clip.row, (None, 0.0))
-            clip.facts |= {"sound": sound, "sound_format": self.config.sound, "silent_s": silent}
+            clip.facts |= {"sound": sound, "sound_format": kind, "silent_s": silent}
             if sound is None:
                 clip.drop("no_sound", "the file has no sound in the segment")
             yield clip
@@ -253,16 +274,15 @@ class Frames(Stage):
     def _pictured(self, path: str, clips: list[Clip], goes_on: Callable[[], None]) -> Iterator[Clip]:
         """Each clip once, with its pictures and film, as it is finished."""
         config = self.config
-        for some in passes(clips) if config.clip else [clips]:
-            with Video(path, config.max_pixels, config.threads, goes_on) as video:
-                facts = {"video_codec": video.stream.codec_context.name, "video_s": video.duration_s()}
-                for clip in some:
-                    clip.facts |= facts
-                if config.clip:
-                    settings = Settings(config.clip.codec, config.clip.quality, config.clip.preset)
-                    yield from films(video, some, partial(self._shot, video), settings)
-                else:
-                    yield from self._seen(video, some)
+        with Video(path, config.max_pixels, config.threads, goes_on) as video:
+            facts = {"video_codec": video.stream.codec_context.codec.canonical_name, "video_s": video.duration_s()}
+            for clip in clips:
+                clip.facts |= facts
+            if config.clip:
+                settings = Settings(config.clip.codec, config.clip.quality, config.clip.preset)
+                yield from films(video, clips, partial(self._shot, video), settings)
+            else:
+                yield from self._seen(video, clips)
 
     def _seen(self, video: Video, clips: list[Clip]) -> Iterator[Clip]:
         """Clips with their pictures: frames are looked at where a time is wanted, and no others are."""
@@ -295,7 +315,7 @@ class Frames(Stage):
             return None
         plan = imageresize.plan(width, height, self.config.size, self.config.mode, self.config.only_if_bigger)
         halved = videopicture.halvings((width, height), plan.scaled) if plan.shrinks and self.config.downscale == "area" else 0
-        pixels = videopicture.pixels(frame, geometry.turn, halved, video.converter)
+        pixels = videopicture.pixels(frame, geometry, halved, video.converter)
         scaled = imageresize.scale(pixels, plan.scaled, self.config.downscale if plan.shrinks else self.config.upscale)
         stored = imageresize.fit(scaled, plan.stored)
         facts = {**dict(zip(("width", "height"), plan.stored, strict=True)), "original_width": width, "original_height": height}

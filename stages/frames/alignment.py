@@ -33,6 +33,7 @@ DECIMALS = 4  # of a similarity: below that, numbers depend on what else was in 
 SEEN = 448  # pixels of a frame's shorter side when the model's own transform gets it: twice what most models see
 TEXTS = 256  # captions at once
 SLACK_S = 0.05  # by which a shifted clip may overrun the length that the container claims
+FAR_S = 3600  # a clip that ends so far behind that length is one of wrong times, which may be as long as a thousand hours
 
 
 class Options(Strict):
@@ -86,7 +87,7 @@ class Alignment(Stage):
     """
 
     name = "alignment"
-    version = 1
+    version = 2
     reads = {
         "video": Column(pa.string(), "path of the video file on this machine", stored=False),
         "start_s": Column(pa.float64(), "where the segment begins, in seconds of the video"),
@@ -146,6 +147,8 @@ class Alignment(Stage):
         curves: list[np.ndarray | None] = [None] * len(table)
         try:
             with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
+                most = (video.duration_s() or float("inf")) + FAR_S
+                clips = [clip for clip in clips if clip[1][1] <= most]
                 for (n, _, _), curve in zip(clips, self._curves(video, clips), strict=True):
                     curves[n] = curve
         except UnreadableError:
@@ -204,7 +207,7 @@ class Alignment(Stage):
         size = geometry.size(frame.width, frame.height)
         plan = imageresize.plan(*size, SEEN, "keep_ratio", only_if_bigger=True)
         halved = videopicture.halvings(size, plan.scaled) if plan.shrinks else 0
-        pixels = videopicture.pixels(frame, geometry.turn, halved, video.converter)
+        pixels = videopicture.pixels(frame, geometry, halved, video.converter)
         return self.towers.transform(Image.fromarray(imageresize.scale(pixels, plan.scaled, "area" if plan.shrinks else "linear")))
 
 

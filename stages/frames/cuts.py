@@ -21,6 +21,7 @@ from pydantic import Field
 from pipeline.stage import Column, Resources, Stage, Strict
 from stages.frames.decode import UnreadableError, Video, require
 from stages.frames.spans import by_video, in_order, spans
+from stages.lib.spans import union
 
 THRESHOLDS = {"adaptive": 3.0, "content": 27.0}  # PySceneDetect 0.7's own
 SIDE = 256  # pixels of the longer side of what is compared, as PySceneDetect takes it
@@ -105,7 +106,7 @@ class Cuts(Stage):
     def _found(self, path: str, clips: list[tuple[float, float]], goes_on: Callable[[], None] = lambda: None) -> np.ndarray:
         """Seconds at which a new shot begins, rising, in and around these clips."""
         reach = self.config.margin_s + self.config.min_shot_s + WARM_S
-        around = _joined([(max(0.0, start - reach), end + reach) for start, end in clips])
+        around = union([(max(0.0, start - reach), end + reach) for start, end in clips])
         found: list[float] = []
         with Video(path, self.config.max_pixels, goes_on=goes_on) as video:
             for run in _runs(video, around):
@@ -161,14 +162,3 @@ def _runs(video: Video, around: list[tuple[float, float]]) -> Iterator[Iterator[
 
     for _, run in groupby(told(), key=itemgetter(0)):
         yield ((at_s, frame) for _, at_s, frame in run)
-
-
-def _joined(spans_s: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Disjoint spans in order that cover the same time."""
-    out: list[tuple[float, float]] = []
-    for start, end in sorted(spans_s):
-        if out and start <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        else:
-            out.append((start, end))
-    return out

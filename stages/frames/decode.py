@@ -7,8 +7,10 @@ compared in whole ticks of the stream's clock.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
+import re
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +23,10 @@ from typing import Any
 from pipeline.errors import UserError
 from stages.lib import containers
 
-GOES_ON = 64  # packets between two signs of life
 SKIPPED, BROKEN, CUT = "skipped", "broken", "cut"  # in place of frames
 HELD_BYTES = 32 << 20  # of a GOP's packets that wait to be decoded or dropped; longer GOPs are decoded at once
+REFRESH = re.compile(rb"\x06\x06[\x01-\x10][\x00-\x7f]")  # SEI, recovery point, its size, and a count of frames above 0
+LATE = 64  # packets of which the times are kept: more than wait for one another
 
 
 class UnreadableError(Exception):
@@ -112,7 +115,11 @@ class Video:
         self.damaged = self.cut = self.tainted = False  # tainted: from a fault on, until a picture that needs no other
         self.fed: list[int] = []  # pts of the packets that were decoded, rising, of late
         self.read = 0  # packets
+        # AVI has no times of its own: where frames are stored out of order, they are on screen as they come out of the decoder.
+        self.untimed = "avi" in self.container.format.name.split(",") and bool(self.stream.codec_context.has_b_frames)
+        self.place = 0  # of the last frame, then
         self.last: int | None = None  # until when (pts) the packets go that were read
+        self.late: deque[tuple[int | None, int | None]] = deque(maxlen=LATE)  # pts and dts of the last ones
 
     def _pick(self, max_pixels: int, threads: int) -> Any:
         import av
@@ -129,6 +136,8 @@ class Video:
         # Pictures may grow on the way; and where bits are wrong a decoder would else make up what is lacking, and not tell.
         context.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
         context.thread_type, context.thread_count = "AUTO", threads
+        with contextlib.suppress(av.error.FFmpegError):  # packets will tell
+            context.open(strict=False)  # before `skip_frame` is set: dav1d (AV1) looks at that once, and would leave out frames for good
         containers.only(self.container, [stream])
         return stream
 
@@ -267,7 +276,7 @@ class Video:
         held: list[Any] = []  # packets since the last keyframe, while it is open whether they are needed
         size, holding, gap = 0, False, False
         for packet in self._packets():
-            key = packet.is_keyframe and packet.pts is not None and not packet.is_discard
+            key = packet.is_keyframe and packet.pts is not None and not packet.is_discard and not _refreshes(packet)
             if key and packet.pts <= wanted():  # all before it is of no interest any more
                 gap = gap or bool(held)
                 held, size, holding = [packet], packet.size, True
@@ -292,14 +301,29 @@ class Video:
             yield from self._decoded([None])
 
     def _breaks_off(self) -> bool:
-        """Reading ended by a fault, or the file is shorter than its container says; where that says nothing, by a second and more."""
+        """Reading ended by a fault, or the file is shorter than its container says; where that says nothing, by a second and more, or
+        frames are lacking between the last ones."""
         whole = containers.is_whole(self.path)
         if self.cut or whole or (whole is False and not self._all_samples()):
             return self.cut or not whole
         claimed = self.stream.duration and (self.stream.start_time or 0) + self.stream.duration
         if not claimed and self.container.duration:
             claimed = Fraction(self.container.duration, 1_000_000) / self.stream.time_base
-        return bool(claimed and self.last is not None and claimed - self.last > 1 / self.stream.time_base)
+        lacking = claimed - self.last if claimed and self.last is not None else 0
+        return lacking > 1 / self.stream.time_base or self._torn(lacking)
+
+    def _torn(self, lacking: Fraction | int) -> bool:
+        """Whether the file ends within frames that are stored out of order: before one that is shown later than the last that was stored
+        there is a gap wider than those before it. MPEG's containers claim no length; others may lack these very frames."""
+        times = [(pts, dts) for pts, dts in self.late if pts is not None and dts is not None]
+        last = sorted(pts for pts, _ in times)[-LATE // 2 :]  # of those before some have gone already
+        steps = [(after - before, after) for before, after in pairwise(last)]
+        usual = max((step for step, after in steps if after <= times[-1][1]), default=0)
+        if not usual:
+            return False
+        if "mpeg" not in self.container.format.name and 2 * lacking < usual:
+            return False
+        return any(2 * step > 3 * usual and after > times[-1][1] for step, after in steps)
 
     def _all_samples(self) -> bool:
         """As many were read as mp4's table has: then what lacks is of something else, or of a box that says too much."""
@@ -307,50 +331,39 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """All packets of the stream; where the file breaks off, those before."""
-        import av
-
-        packets = self.container.demux(self.stream)
-        for number in itertools.count():
-            if number % GOES_ON == 0:
-                self.goes_on()
-            try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError):
+        for packet in containers.packets(self.container, self.stream, self.goes_on):
+            if packet is None:
                 self.cut = True
                 return
-            if packet is None:
-                return
-            if packet.size:
-                self.read += 1
-                until = (packet.pts or 0) + (packet.duration or 0)
-                self.last = until if self.last is None else max(self.last, until)
-                yield packet
+            self.read += 1
+            until = (packet.pts or packet.dts or 0) + (packet.duration or 0)
+            self.last = until if self.last is None else max(self.last, until)
+            self.late.append((packet.pts, packet.dts))
+            packet.pts = None if self.untimed else packet.pts
+            yield packet
 
     def _decoded(self, packets: Sequence[Any], unseen: frozenset[int] = frozenset()) -> Iterator[Any]:
         """A packet that cannot be decoded leaves a gap, up to the next keyframe: what comes between refers to what is lacking. The packet
         None empties the decoder. Frames whose pts is among `unseen` are left out where no other frame refers to them."""
-        import av
-
         for packet in packets:
             if packet is not None and packet.pts is not None and not packet.is_discard:
                 insort(self.fed, packet.pts)
             self.stream.codec_context.skip_frame = "NONREF" if packet is not None and packet.pts in unseen else "DEFAULT"
-            try:
-                for frame in self.stream.codec_context.decode(packet):
-                    self.tainted = self.tainted and not frame.key_frame
-                    yield BROKEN if self.tainted else frame
-            except av.error.EOFError:
-                continue
-            except av.error.MemoryError:
-                raise
-            except (av.error.FFmpegError, ValueError):
-                self.tainted = True
-                yield BROKEN
+            for frame in containers.decoded(self.stream.codec_context, packet):
+                self.tainted = frame is None or (self.tainted and not frame.key_frame)
+                if self.untimed and frame is not None:
+                    frame.pts = self.place = self.place + 1 if frame.dts is None else frame.dts
+                yield BROKEN if self.tainted else frame
 
 
 def exact(seconds: float) -> Fraction:
     """Times are meant to the microsecond."""
     return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def _refreshes(packet: Any) -> bool:
+    """Whether H.264 counts this packet for a keyframe by which the picture is only renewed piece by piece over the next frames."""
+    return bool(packet.stream.codec_context.codec.canonical_name == "h264" and REFRESH.search(bytes(memoryview(packet)[:1024])))
 
 
 def _unseen(packets: Sequence[Any], seen: Callable[[int, int], bool]) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,11 +71,14 @@ class _Taking:
 
 def passes(clips: Sequence[Clip]) -> list[list[Clip]]:
     """The clips in as few groups as can be, in none of which more than MOST_OPEN overlap at any time."""
-    rows: list[float] = []  # of clips that do not overlap: where the last one ends
+    busy: list[tuple[float, int]] = []  # rows of clips that do not overlap: where the last one ends, and the row's number
+    free: list[int] = []
     groups: dict[int, list[Clip]] = {}
     for clip in sorted(clips, key=lambda clip: clip.start):
-        at = next((n for n, end in enumerate(rows) if end <= clip.start), len(rows))
-        rows[at : at + 1] = [clip.end]
+        while busy and busy[0][0] <= clip.start:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        at = heapq.heappop(free) if free else len(busy)
+        heapq.heappush(busy, (clip.end, at))
         groups.setdefault(at // MOST_OPEN, []).append(clip)
     return list(groups.values())
 

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from stages.frames.decode import exact
 from stages.lib import containers
 from stages.lib.audio import RATE, stretches
 
@@ -82,7 +83,7 @@ def _told(place: int, out: np.ndarray, there: np.ndarray) -> tuple[int, np.ndarr
 
 
 def _sample(seconds: float) -> int:
-    return round(Fraction(round(seconds * 1_000_000), 1_000_000) * RATE)
+    return round(exact(seconds) * RATE)
 
 
 def _near(spans: list[tuple[float, float]]) -> Callable[[float, float], bool]:

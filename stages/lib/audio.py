@@ -6,12 +6,13 @@ half a tick of the container (Matroska: 0.5 ms). Where the file's times run away
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+
+from stages.lib import containers
 
 RATE = 16_000
 DRIFT_S = Fraction(2, 1000)
@@ -42,21 +43,12 @@ def stretches(
 
 def _frames(container: Any, stream: Any, near: Callable[[float, float], bool], goes_on: Callable[[], None]) -> Iterator[Any]:
     """Decoded frames; None for a gap: what is not near, and what cannot be decoded."""
-    import av
-
     context, start = stream.codec_context, (container.start_time or 0) / 1_000_000
     skipping = False
-    packets = container.demux(stream)
-    for number in itertools.count():
-        if number % 64 == 0:
-            goes_on()
-        try:
-            packet = next(packets, None)
-        except (av.error.FFmpegError, OSError):
-            return
+    for packet in containers.packets(container, stream, goes_on):
         if packet is None:
             return
-        if packet.size and packet.pts is not None:
+        if packet.pts is not None:
             at = float(packet.pts * packet.time_base) - start
             if not near(at, at + max(0.2, float((packet.duration or 0) * packet.time_base))):
                 skipping = True
@@ -65,14 +57,9 @@ def _frames(container: Any, stream: Any, near: Callable[[float, float], bool], g
             context.flush_buffers()
             skipping = False
             yield None
-        try:
-            yield from context.decode(packet if packet.size else None)
-        except av.error.EOFError:
-            continue
-        except av.error.MemoryError:
-            raise
-        except (av.error.FFmpegError, ValueError):
-            yield None
+        yield from containers.decoded(context, packet)
+    if not skipping:
+        yield from containers.decoded(context, None)
 
 
 class _Run:

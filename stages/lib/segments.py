@@ -80,7 +80,7 @@ def cut(cues: Sequence[Cue], rules: Rules, exact_words: bool) -> Cut:
     lost = [Lost(ms(cue.start_s), ms(cue.end_s), cue.text, "non_speech") for cue in cues if not is_speech(cue.text)]
     if rules.method in ("sentences", "windows"):
         segments = []
-        tokens = [token for cue in in_turn(speech) for token in tokens_of(cue, exact_words)]
+        tokens = [token for cue in in_turn(speech, rules.max_words_per_s) for token in tokens_of(cue, exact_words)]
         for group in _groups(tokens, rules):
             if reason := _unfit(group, rules):
                 lost.append(Lost(group[0].start, _end(group), joined(group), reason))

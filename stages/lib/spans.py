@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 Spans = list[tuple[int, int]]
+Number = TypeVar("Number", int, float)
 
 
-def union(spans: Iterable[tuple[int, int]]) -> Spans:
+def union(spans: Iterable[tuple[Number, Number]]) -> list[tuple[Number, Number]]:
     """Disjoint spans in order that cover the same time; those without length cover none."""
-    out: Spans = []
+    out: list[tuple[Number, Number]] = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if out and start <= out[-1][1]:
             out[-1] = (out[-1][0], max(out[-1][1], end))

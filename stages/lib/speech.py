@@ -47,7 +47,11 @@ class Token:
     def words(self) -> int:
         """1, but in scripts without blanks between words one for every two letters (kana, Han) or four (Thai, Lao, Burmese, Khmer): an
         estimate."""
-        return max(1, (2 * len(_CJK.findall(self.text)) + len(_THAI.findall(self.text))) // 4)
+        return _words(self.text)
+
+
+def _words(text: str) -> int:
+    return max(1, (2 * len(_CJK.findall(text)) + len(_THAI.findall(text))) // 4)
 
 
 def joined(tokens: Sequence[Token]) -> str:
@@ -66,17 +70,28 @@ def is_speech(text: str) -> bool:
     return any(map(_WORD.search, lines)) and not any(_MUSIC.search(line) and _WORD.search(line) for line in lines)
 
 
-def in_turn(cues: Sequence[Cue]) -> list[Cue]:
-    """Cues of one start become one; each ends where the next begins at the latest."""
-    merged: list[Cue] = []
-    for start_s, group in groupby(sorted(cues, key=start_of), key=start_of):
-        first, *more = group
-        end_s = max(cue.end_s for cue in (first, *more))
-        merged.append(Cue(start_s, end_s, "\n".join(cue.text for cue in (first, *more))) if more else first)
-    if not merged:
-        return []
-    nexts = [cue.start_s for cue in merged[1:]]
-    return [Cue(cue.start_s, min(cue.end_s, after), cue.text, cue.words) for cue, after in zip(merged, [*nexts, float("inf")], strict=True)]
+def in_turn(cues: Sequence[Cue], words_per_s: float) -> list[Cue]:
+    """Cues of one start become one, and cues that overlap where the first could not be said before the next begins: two speak at once, or
+    a line is shown in pieces. Each ends where the next begins at the latest."""
+    groups: list[list[Cue]] = []
+    words, until = 0, 0.0  # of the last group
+    for cue in sorted(cues, key=start_of):
+        begin = groups[-1][0].start_s if groups else cue.start_s
+        count = sum(map(_words, cue.text.split()))
+        untimed = bool(groups) and not groups[-1][-1].words and not cue.words
+        hurried = untimed and words_per_s * (cue.start_s - begin) < words <= words_per_s * (until - begin)
+        if groups and (cue.start_s == begin or hurried):
+            groups[-1].append(cue)
+            words, until = words + count, max(until, cue.end_s)
+        else:
+            groups.append([cue])
+            words, until = count, cue.end_s
+    merged = [
+        Cue(group[0].start_s, max(cue.end_s for cue in group), "\n".join(cue.text for cue in group)) if group[1:] else group[0]
+        for group in groups
+    ]
+    nexts = [*(cue.start_s for cue in merged[1:]), float("inf")]
+    return [Cue(cue.start_s, min(cue.end_s, after), cue.text, cue.words) for cue, after in zip(merged, nexts, strict=False)]
 
 
 def tokens_of(cue: Cue, exact: bool) -> list[Token]:

@@ -61,7 +61,7 @@ class Shards(Stage):
     """Writes the shards: tar, Parquet and statistics as img2dataset, and indices for open_clip, wids and DALI."""
 
     name = "shards"
-    version = 1
+    version = 2
     shape = "sink"
     reads = {
         "uid": Column(pa.string(), "of the input row"),

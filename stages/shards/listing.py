@@ -63,9 +63,9 @@ def listing(rows: pa.Table, keys: pa.Array, caption: str) -> pa.Table:
 
 def status_of(fate: pa.ChunkedArray) -> pa.ChunkedArray:
     """img2dataset's word for a fate; `filtered`, which it has not, for what our own rules dropped. `fate` tells all."""
+    of = {stage: np.asarray(_bools(pc.starts_with(fate, f"{stage}:"))) for stage in ("download", "images", "frames")}
     cases = pa.StructArray.from_arrays(
-        [np.asarray(_bools(pc.equal(fate, KEPT))), *(np.asarray(_bools(pc.starts_with(fate, f"{s}:"))) for s in ("download", "images"))],
-        names=["kept", "download", "images"],
+        [np.asarray(_bools(pc.equal(fate, KEPT))), of["download"], of["images"] | of["frames"]], names=["kept", "download", "made"]
     )
     return pc.case_when(cases, "success", "failed_to_download", "failed_to_resize", "filtered")
 

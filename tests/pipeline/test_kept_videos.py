@@ -92,3 +92,18 @@ def names(body: bytes) -> list[str]:
 
     with tarfile.open(fileobj=io.BytesIO(body)) as tar:
         return tar.getnames()
+
+
+def test_a_video_of_rows_in_several_parts_is_fetched_once(tmp_path: Path, server: Server) -> None:
+    """As where a list has a line for each language of its subtitles."""
+    path = config(tmp_path, server, "films", keep=False, min_s=1)
+    srt = [f"1\n00:00:0{n}.000 --> 00:00:0{n + 2}.000\nCut the onion into thin rings, number {n}.\n" for n in (1, 2, 5)]
+    urls = [server.url(f"/{name}.mp4", "films.test") for name in "aba"]
+    pq.write_table(pa.table({"url": urls, "subtitle": srt}), tmp_path / "videos.parquet")
+    raw = yaml.safe_load(path.read_text())
+    raw["input"]["columns"] |= {"subtitle": "subtitle"}
+    raw["run"]["part_rows"] = 1
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    serial.run(path)
+    assert fates(tmp_path / "runs" / "films") == {"kept": 3}
+    assert server.count(host="films.test") == 2

@@ -61,6 +61,9 @@ KINDS = {
     "turned_270": Kind(steady(6, 25), options=H264, turn=270),
     "hevc": Kind(steady(6, 25), codec="libx265", options=(("g", "25"), ("x265-params", "log-level=none"))),
     "vp9_webm": Kind(uneven(6, 3), "webm", codec="libvpx-vp9", options=(("g", "30"), ("cpu-used", "8"), ("deadline", "realtime"))),
+    "av1_mkv": Kind(
+        steady(6, 25), "mkv", codec="libsvtav1", options=(("preset", "8"), ("g", "50"), ("crf", "10"), ("svtav1-params", "enable-tf=0"))
+    ),
     "mpeg4_avi": Kind(steady(6, 25), "avi", codec="mpeg4", options=(("g", "25"), ("bf", "0"), ("qscale", "2"))),
     "with_sound": Kind(uneven(6, 4), options=H264, audio_s=6.0),
 }

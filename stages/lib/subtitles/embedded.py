@@ -34,7 +34,7 @@ _THREE_LETTERS = {
     for three in codes.split()
 }  # fmt: skip
 _CODEC = re.compile(r"[a-z0-9_]{1,20}")
-_IMAGES = {"dvd_subtitle", "dvb_subtitle", "hdmv_pgs_subtitle", "xsub", "dvb_teletext"}
+_TEXTS = {"srt", "subrip", "text", "ass", "ssa", "mov_text", "webvtt"}  # pictures, closed captions and teletext are no text as they are
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def embedded_tracks(path: str) -> dict[int, Track]:
 def read_tracks(path: str, max_bytes: int = 1 << 30) -> list[Embedded]:
     """The text tracks of a file. Raises SubtitleError("malformed") where it cannot be opened or its texts exceed `max_bytes` bytes.
 
-    Subtitles that are images have no text and are left out. The whole file is read through once, packet by packet.
+    Subtitles that are images, teletext or closed captions are left out. The whole file is read through once, packet by packet.
     """
     import av
 
     try:
         with containers.open_file(path) as container:
-            streams = [stream for stream in container.streams if stream.type == "subtitle" and _codec(stream) not in _IMAGES]
+            streams = [stream for stream in container.streams if stream.type == "subtitle" and _codec(stream) in _TEXTS]
             return _read(container, streams, max_bytes) if streams else []
     except (av.error.FFmpegError, OSError, ValueError) as err:
         if isinstance(err, SubtitleError):
@@ -150,8 +150,11 @@ def _read(container: Any, streams: list[Any], max_bytes: int) -> list[Embedded]:
 
 
 def _codec(stream: Any) -> str:
-    """The codec's name. FFmpeg here has no decoder for WebVTT, and so PyAV no context."""
-    return stream.codec_context.name if stream.codec_context is not None else "webvtt"
+    """The codec's name. FFmpeg here has no decoder for WebVTT, and so PyAV no context; nor has it one for teletext in MPEG-TS and TTML in
+    mp4, which are read otherwise."""
+    if stream.codec_context is not None:
+        return str(stream.codec_context.name)
+    return "webvtt" if "matroska" in stream.container.format.name else "unknown"
 
 
 def _packet(packet: Any, codec: str, offset: Fraction, found: Found) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from stages.lib.subtitles import rolling
 from stages.lib.subtitles.cuetext import tidy
-from stages.lib.subtitles.model import Cue, Found, RawCue, Track, Word, WordTimes
+from stages.lib.subtitles.model import MAX_MS, Cue, Found, RawCue, Track, Word, WordTimes
 
 OPEN_END_MS = 5000
 """How long a cue without an end lasts where no other follows sooner."""
@@ -89,7 +89,7 @@ def _ends(raws: Sequence[RawCue], odd: Counter[str]) -> list[RawCue]:
         raw = raws[n]
         if n + 1 < len(raws) and raws[n + 1].start > raw.start:
             following = raws[n + 1].start
-        end = raw.end
+        end = raw.end if raw.end is None or raw.end <= MAX_MS else None
         if end is None:
             odd["no_end"] += 1
             end = raw.start + OPEN_END_MS if following is None else min(following, raw.start + OPEN_END_MS)

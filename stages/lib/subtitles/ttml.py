@@ -13,7 +13,7 @@ from fractions import Fraction
 from stages.lib.subtitles.model import MAX_MS, Found, RawCue
 from stages.lib.subtitles.xmltree import Node
 
-_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):(\d{1,6})(?:\.(\d{1,9}))?(?::(\d{1,6}))?")
+_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,6}):(\d{1,6})(?:[.,](\d{1,9}))?(?::(\d{1,6}))?")
 _OFFSET = re.compile(r"(\d{1,15})(?:\.(\d{1,9}))?(h|ms|m|s|f|t)?")
 _UNIT: dict[str | None, int | Fraction] = {"h": 3600, "m": 60, "s": 1, "ms": Fraction(1, 1000), None: 1}
 _DROPPED = {"text", "textContainer", "delimiter"}
@@ -81,12 +81,17 @@ class Reader:
     def _time(self, node: Node, name: str) -> Fraction | None:
         if name not in node.attributes:
             return None
-        time = seconds(node.attributes[name].strip(), self.rates)
+        time = self._seconds(node.attributes[name])
         if time is None:
             self.found.odd["bad_timing"] += 1
         return time
 
+    def _seconds(self, text: str) -> Fraction | None:
+        return seconds(text.strip(), self.rates)
+
     def _cue(self, node: Node, span: Span) -> None:
+        if "begin" in node.attributes and self._seconds(node.attributes["begin"]) is None:
+            return  # counted; nobody knows when it is said
         pieces: Pieces = []
         spans: list[Span] = []
         self._text(node, span, pieces, spans)

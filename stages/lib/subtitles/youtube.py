@@ -28,7 +28,7 @@ def read_json3(data: dict[str, Any]) -> Found:
     for event in data["events"]:
         if not isinstance(event, dict) or not isinstance(event.get("segs"), list):
             continue  # opens a window
-        pieces = [(segment.get("tOffsetMs", 0), str(segment.get("utf8", ""))) for segment in event["segs"] if isinstance(segment, dict)]
+        pieces = [(segment.get("tOffsetMs", 0), str(segment.get("utf8") or "")) for segment in event["segs"] if isinstance(segment, dict)]
         _event(found, (event.get("tStartMs", 0), event.get("dDurationMs")), pieces, bool(event.get("aAppend")))
     found.rolling = found.odd.pop("appended", 0) > 0
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import threading
 import time
@@ -28,6 +29,7 @@ def page(inner: str) -> bytes:
 
 class Site(BaseHTTPRequestHandler):
     film: ClassVar[bytes] = b""
+    pieces: ClassVar[dict[str, bytes]] = {}
     seen: ClassVar[list[tuple[str, str]]] = []
     again: ClassVar[dict[str, int]] = {}
 
@@ -43,6 +45,13 @@ class Site(BaseHTTPRequestHandler):
         }
         if self.path in pages:
             self.say(200, "text/html", page(pages[self.path]), {"X-Robots-Tag": "noai"} if self.path == "/noai" else {})
+        elif self.path in ("/stream.m3u8", "/holed.m3u8"):
+            second = "/1.ts" if self.path == "/stream.m3u8" else "/status/404"
+            parts = "".join(f"#EXTINF:2.0,\n{at}\n" for at in ("/0.ts", second, "/2.ts"))
+            listed = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n{parts}#EXT-X-ENDLIST\n"
+            self.say(200, "application/vnd.apple.mpegurl", listed.encode())
+        elif self.path in self.pieces:
+            self.say(200, "video/mp2t", self.pieces[self.path])
         elif self.path == "/film.mp4":
             self.say(200, "video/mp4", self.film)
         elif self.path == "/drip.mp4":
@@ -84,6 +93,9 @@ class Site(BaseHTTPRequestHandler):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     film = make(tmp_path_factory.mktemp("film") / "film.mp4", Kind(steady(2, 10)), (64, 64))
     Site.film = film.read_bytes()
+    for n in range(3):
+        piece = make(film.with_name(f"{n}.ts"), Kind(steady(2, 10), "ts", shift_ms=2000 * n), (64, 64))
+        Site.pieces[f"/{n}.ts"] = piece.read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -138,6 +150,16 @@ def test_each_refusal_has_its_reason_and_the_true_text(site: int) -> None:
     assert "HTTP Error 403: Forbidden" in rows[1]["detail"]
     assert not any(str(site) in row["detail"] for row in rows)
     assert rows[4]["detail"] == "X-Robots-Tag: noai"
+
+
+def test_a_stream_of_pieces_is_one_file_or_none(site: int) -> None:
+    """With a hole in it, the frame before would be shown in the place of what is lacking."""
+    import av
+
+    whole, holed = visit(site, ["/stream.m3u8", "/holed.m3u8"])
+    assert (whole["fate"], holed["fate"]) == ("kept", "download:page_error")
+    with av.open(io.BytesIO(whole["content"])) as container:
+        assert len(list(container.decode(video=0))) == 60
 
 
 def test_a_busy_site_is_asked_again(site: int) -> None:

@@ -92,6 +92,17 @@ def test_automatic_captions_put_into_a_video_have_each_line_once(server: Server,
     assert [(cue["start_s"], cue["text"]) for cue in cues] == [(cue.start_s, cue.text) for cue in parse(body).cues]
 
 
+@pytest.mark.parametrize("kind", [b"c608", b"stpp"])
+def test_tracks_that_hold_no_plain_text_are_no_captions(server: Server, tmp_path: Path, kind: bytes) -> None:
+    """Closed captions and TTML in mp4: bytes that mean something else."""
+    path = filmed(tmp_path / "film.mp4")
+    body = path.read_bytes()
+    assert body.count(b"tx3g") == 1
+    path.write_bytes(body.replace(b"tx3g", kind))
+    table = looked_into(server, [(None, str(path))])
+    assert table["fate"].to_pylist() == ["subtitle_files:no_track"]
+
+
 def test_where_the_video_lies_decides(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos on the web are fetched only where that is asked for; nothing of them stays."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "bodies"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def test_what_has_no_length_or_cannot_be_read_has_no_offset(colours: Path, tmp_p
     (tmp_path / "page.mp4").write_text("<html>")
     (row,) = aligned(tmp_path / "page.mp4", [(0.0, 2.0, "red")])
     assert (row["fate"], row["offset_s"], row["offset_similarities"]) == ("kept", None, None)
+
+
+def test_a_clip_that_ends_hours_behind_the_video_costs_nothing(colours: Path) -> None:
+    """Of a thousand hours each second would be looked for."""
+    began = time.process_time()
+    rows = aligned(colours, [(0.5, 3.0, "red"), *[(1.0, 3_600_000.0, "blue")] * 20])
+    assert [row["offset_s"] for row in rows] == [0, *[None] * 20]
+    assert time.process_time() - began < 8
 
 
 def test_a_frame_goes_through_the_model_once_for_all_clips(colours: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import wave
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,31 @@ def test_what_the_file_lacks_is_silence_and_counted(tmp_path: Path) -> None:
         assert (sound.getnframes(), sound.getframerate(), sound.getnchannels(), sound.getsampwidth()) == (32_000, RATE, 1, 2)
         body = np.frombuffer(sound.readframes(32_000), np.int16)
     assert not body[17_000:].any()
+
+
+def test_where_many_segments_overlap_their_sound_is_the_same(tmp_path: Path) -> None:
+    """More than are held at once: read again for the rest."""
+    path = clicks(tmp_path / "film.mkv", 48_000, "flac", sound_s=8.0)
+    spans = [(1 + n / 20, 5 + n / 20) for n in range(3 * MOST_OPEN)]
+    rows = run([(path, *span) for span in spans], pick="none", sound="wav")
+    alone = [run([(path, *span)], pick="none", sound="wav")[0] for span in spans[::7]]
+    assert [row["fate"] for row in rows] == ["kept"] * len(spans)
+    assert [row["sound"] for row in rows[::7]] == [row["sound"] for row in alone]
+
+
+def test_a_video_is_not_read_thousands_of_times(tmp_path: Path) -> None:
+    """As of cues that all lie over one another."""
+    path = clicks(tmp_path / "film.mkv", 48_000, "flac", sound_s=3.0)
+    fates = Counter(row["fate"] for row in run([(path, 1 + n / 10_000, 1.2) for n in range(600)], pick="none", sound="wav"))
+    assert fates == {"kept": 512, "frames:crowded": 88}
+
+
+@pytest.mark.parametrize("options", [{"sound": "flac"}, {"clip": {}}])
+def test_a_segment_of_hours_is_not_held_in_memory(videos: dict[str, Path], options: dict[str, Any]) -> None:
+    """As of a cue whose end is wrong: `cues` takes it as it is."""
+    rows = run([(videos["with_sound"], 1, 3_599_999), (videos["with_sound"], 1, 2)], pick="none", **options)
+    assert [row["fate"] for row in rows] == ["frames:too_long", "kept"]
+    assert rows[0]["detail"] == "3599998.000 s > 1200"
 
 
 def test_a_silent_film_has_its_reason(videos: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,77 @@ def test_wrong_bits_give_no_wrong_picture(tmp_path: Path) -> None:
     assert rows[0]["fate"] == rows[-1]["fate"] == "kept"
     for row in kept:
         assert [read_jpeg(one) for one in row["frames"]] == [on_screen(steady(8, 25), t) for t in row["frame_times"]]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+@pytest.mark.parametrize("first", ["tff", "bff"])
+def test_of_interlaced_video_the_field_that_is_shown_first_is_taken(tmp_path: Path, first: str, suffix: str) -> None:
+    import av
+
+    times, path = steady(4, 25), tmp_path / f"{first}.{suffix}"
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=640, height=480, format="yuv420p", time_base=Fraction(1, 1000))
+    graph.link_nodes(source, graph.add("setfield", first), graph.add("buffersink")).configure()
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={**dict(H264), "x264-params": f"{first}=1"})
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for ms in times:
+            upper, lower = (ms, ms + 20) if first == "tff" else (ms + 20, ms)
+            both = picture(upper, 640, 480)
+            both[1::2] = picture(lower, 640, 480)[1::2]
+            frame = av.VideoFrame.from_ndarray(both, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = ms, Fraction(1, 1000)
+            source.push(frame)
+            container.mux(stream.encode(graph.pull()))
+        container.mux(stream.encode(None))
+    rows = run([(path, n / 2, n / 2 + 0.5) for n in range(7)], count=3)
+    for row in rows:
+        assert row["fate"] == "kept", row["detail"]
+        assert [read_jpeg(body) for body in row["frames"]] == [on_screen(times, t) for t in row["frame_times"]]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flv"])
+def test_a_stream_without_a_length_that_is_cut_off_within_frames_out_of_order(tmp_path: Path, suffix: str) -> None:
+    """Nothing says that it is cut: those frames whose packets came before are not shown in the place of those that are lacking."""
+    times, path, cut = steady(4, 25), tmp_path / f"film.{suffix}", tmp_path / f"cut.{suffix}"
+    film.write(path, ((ms, picture(ms)) for ms in times), options={**dict(H264), "crf": "5"})
+    body = path.read_bytes()
+    wanted = [(ms + 20) / 1000 for ms in times]
+    for lost in range(0, len(body) // 4, 3001):
+        cut.write_bytes(body[: len(body) - lost])
+        rows = run([(cut, t - 0.005, t + 0.005) for t in wanted], count=1)
+        shown = [read_jpeg(row["frames"][0]) for row in rows if row["fate"] == "kept"]
+        assert shown == times[: len(shown)], lost
+        assert len(shown) > len(times) // 2
+        assert lost or len(shown) == len(times)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_avi_that_stores_frames_out_of_order(tmp_path: Path, codec: str) -> None:
+    """Its times are the places of its packets; what FFmpeg makes up as the times of such frames goes to and fro."""
+    path = tmp_path / "film.avi"
+    options = {"g": "25", "bf": "2", **({"crf": "10"} if codec == "libx264" else {"qscale": "2"})}
+    film.write(path, ((ms, picture(ms)) for ms in steady(6, 25)), codec, options)
+    rows = run([(path, 0.5 + n / 20, 0.51 + n / 20) for n in range(100)], count=1)
+    assert {row["fate"] for row in rows} == {"kept"}
+    late = {round(1000 * (row["frame_times"][0] - row["frame_lags"][0])) - (read_jpeg(row["frames"][0]) or 0) for row in rows}
+    assert max(late) - min(late) <= 1
+    assert 0 <= min(late) <= 200  # by which the encoder lags behind
+
+
+def test_a_codec_is_named_as_such_not_its_decoder(videos: dict[str, Path]) -> None:
+    names = {"av1_mkv": "av1", "steady": "h264", "hevc": "hevc", "vp9_webm": "vp9"}
+    assert {name: run([(videos[name], 1, 2)])[0]["video_codec"] for name in names} == names
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+def test_a_picture_that_is_renewed_piece_by_piece_is_not_begun_with(tmp_path: Path, suffix: str) -> None:
+    """As live streams do it: no keyframe but the first; decoding that begins at a place to recover shows nothing for two seconds."""
+    times, path = steady(8, 25), tmp_path / f"film.{suffix}"
+    options = {"g": "50", "bf": "0", "crf": "10", "x264-params": "intra-refresh=1:keyint=50"}
+    film.write(path, ((ms, picture(ms)) for ms in times), options=options)
+    for at in (2.6, 4.7, 6.3, 7.5):
+        (row,) = run([(path, at, at + 0.2)], count=2)
+        assert row["fate"] == "kept", row["detail"]
+        assert [read_jpeg(body) for body in row["frames"]] == [on_screen(times, t) for t in row["frame_times"]]

@@ -132,6 +132,33 @@ def test_a_video_without_a_segment_has_its_reason(reason: str) -> None:
     assert " s of cues" in parents[0]["detail"]
 
 
+CROWDED = {
+    "two speak at once": [Cue(0, 4, "I told you that we should never have come here today."), Cue(0.5, 4.2, "No, you really did not.")],
+    "one after the other": [
+        Cue(0, 4, "We begin with the flour and the salt, both sifted twice."),
+        Cue(0.4, 5, "Then the water goes in."),
+        Cue(5, 8, "And that is all for the dough."),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", CROWDED)
+def test_a_cue_over_which_another_begins_at_once_is_not_lost_as_too_fast(kind: str) -> None:
+    cues = CROWDED[kind]
+    made = cut(cues, Rules(max_words=20, min_ms=0, min_words=0), False)
+    assert not made.lost
+    assert " ".join(segment.text for segment in made.segments) == " ".join(cue.text for cue in cues)
+    assert made.balance.kept == made.balance.total
+    assert all(before.end <= after.start for before, after in itertools.pairwise(made.segments))
+
+
+def test_a_cue_that_is_too_fast_by_itself_takes_no_other_with_it() -> None:
+    cues = [Cue(0, 1, " ".join(["word"] * 40) + "."), Cue(0.5, 6, "this one is said in its own time.")]
+    made = cut(cues, Rules(max_words=45), False)
+    assert [lost.reason for lost in made.lost] == ["too_fast"]
+    assert [segment.text for segment in made.segments] == ["this one is said in its own time."]
+
+
 def test_cues_that_overlap_are_kept_or_dropped() -> None:
     cues = [Cue(0, 4, "a first line"), Cue(2, 6, "a second line"), Cue(6, 8, "a third")]
     _, kept = run([cues], method="cues")

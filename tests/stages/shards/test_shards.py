@@ -88,6 +88,12 @@ def test_statistics_count_every_row_once(tmp_path: Path) -> None:
     assert stats["duration"] == pytest.approx(stats["end_time"] - stats["start_time"])
 
 
+def test_pictures_that_cannot_be_made_of_what_was_fetched_are_not_filtered(tmp_path: Path) -> None:
+    write(tmp_path, table([kept(0), dropped(1, "frames:damaged"), dropped(2, "images:not_an_image")]))
+    listed = pq.read_table(tmp_path / "00000.parquet")
+    assert listed["status"].to_pylist() == ["success", "failed_to_resize", "failed_to_resize"]
+
+
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     one, two = (write(tmp_path / name, table(MIXED), idx=True) for name in "ab")
     assert one == two

@@ -193,7 +193,7 @@ def test_json3_of_speech_and_of_uploads() -> None:
     track = parse(json.dumps({"wireMagic": "pb3", "events": events}).encode())
     assert [(cue.start_s, cue.end_s, cue.text) for cue in track.cues] == [(0.16, 1.319, "Dashboards are"), (2.24, 2.84, "fine")]
     assert [(word.text, word.start_s) for cue in track.cues for word in cue.words] == [("Dashboards", 0.16), ("are", 0.719), ("fine", 2.24)]
-    uploaded = {"events": [{"tStartMs": 1000, "dDurationMs": 2000, "segs": [{"utf8": "two\nlines"}]}]}
+    uploaded = {"events": [{"tStartMs": 1000, "dDurationMs": 2000, "segs": [{"utf8": "two\nlines"}, {"utf8": None}]}]}
     assert read(json.dumps(uploaded)) == [(1, 3, "two\nlines")]
 
 
@@ -233,10 +233,19 @@ def ttml(body: str, attributes: str = "") -> list[tuple[float, float, str]]:
         ("0.5m", "1h", (30, 3600)),
         ("25f", "100t", (1, 10)),
         ("3:58.640", "240", (238.64, 240)),
+        ("00:00:01,5", "00:00:02,000", (1.5, 2)),
     ],
 )
 def test_ttml_clocks(begin: str, end: str, times: tuple[float, float]) -> None:
     assert ttml(f'<div><p begin="{begin}" end="{end}">x</p></div>', 'ttp:frameRate="25" ttp:tickRate="10"') == [(*times, "x")]
+
+
+def test_times_beyond_a_thousand_hours_are_no_ends() -> None:
+    assert ttml('<p begin="1s" end="9999999s">x</p><p begin="4s" end="5s">y</p>') == [(1, 4, "x"), (4, 5, "y")]
+
+
+def test_ttml_of_which_nobody_knows_when_it_is_said() -> None:
+    assert ttml('<p begin="soon" end="2s">x</p><p begin="4s" end="later">y</p>') == [(4, 9, "y")]
 
 
 def test_ttml_frames_by_the_multiplier() -> None:
