@@ -94,7 +94,7 @@ bench-setup-dedup: ## the peers of `make bench BENCH="dedup --rows 1000000 --pee
 		$$folder/bin/pip install -qq --disable-pip-version-check $$peer aiohttp || exit 1; \
 	done  # aiohttp: Data-Juicer imports it without asking for it
 
-bench: bench-setup ## a short form of all benchmarks (BENCH="images --rows 4000" for one of them, with its own options)
+bench: bench-setup ## a short form of all benchmarks, its figures beside those of the whole forms (BENCH="images --rows 4000" for one of them, with its own options)
 	$(venv) dev sample s3 video train scorer $(EXTRAS)
 	@for line in $(if $(BENCH),"$(BENCH)",$(short)); do echo "== $$line"; $(bin)/python benchmarks/$${line%% *}.py $$(echo "$$line " | cut -d' ' -f2-) || exit 1; done
 

@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", choices=["hosts", "names"])
     chosen = parser.parse_args()
+    results.begin(parser, chosen)
     if chosen.only != "names":
         hosts(chosen.rows, chosen.rounds)
     if chosen.only != "hosts":

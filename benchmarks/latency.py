@@ -4,7 +4,8 @@ Pictures of 2 KB on 2,000 hosts (addresses of the loopback network, so that no n
 never answering; nothing is resized. Both programs run whole, img2dataset with its default settings, both with a time-out of 10 s and no
 retries; ours with limits per host (10 at once, 20 a second; of 20,000 rows a host has 10, so that one that
 hangs costs one time-out). What a program needs to start is measured by a run of a few rows and taken off.
-The server counts how many requests it holds at once. benchmarks/download_latency.py looks at the download stage alone.
+A program that has not made all pictures of the hosts that answer has not met the target. The server counts how many requests it holds at
+once. benchmarks/download_latency.py looks at the download stage alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import results
-from benchmarks.measure import Cost, cost
+from benchmarks.measure import Cost, cost, pictures_in
 from benchmarks.slow_server import address, peak, server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +33,12 @@ HOSTS, SICK, FEW, TIMEOUT_S = 2000, 20, 64, 10
 TARGET, IN_FLIGHT = 5.0, 1000
 
 
+def _kind(at: int) -> str:
+    return "hang" if at % HOSTS % SICK == 0 else "i"
+
+
 def write_list(path: Path, port: int, rows: int) -> Path:
-    paths = ["hang" if at % HOSTS % SICK == 0 else "i" for at in range(1, rows + 1)]
+    paths = [_kind(at) for at in range(1, rows + 1)]
     urls = [f"http://{address((at + 1) % HOSTS)}:{port}/{kind}/{at}.jpg" for at, kind in enumerate(paths)]
     pq.write_table(pa.table({"url": urls, "caption": [f"picture number {at}" for at in range(rows)]}), path)
     return path
@@ -66,8 +71,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    results.begin(parser, given)
     rates: dict[str, list[float]] = {name: [] for name in RUNNERS}
     at_once: dict[str, list[int]] = {name: [] for name in RUNNERS}
+    answered = sum(_kind(at) == "i" for at in range(1, given.rows + 1))
+    lacking = dict.fromkeys(RUNNERS, 0)
     with tempfile.TemporaryDirectory() as name, server(HOSTS) as port:
         work = Path(name)
         few, many = write_list(work / "few.parquet", port, FEW), write_list(work / "many.parquet", port, given.rows)
@@ -75,19 +83,20 @@ def main() -> int:
             for program, run in RUNNERS.items():
                 start = run(few, work / f"{program}-few-{at}")
                 peak(port)
-                whole = run(many, work / f"{program}-{at}")
+                whole = run(many, out := work / f"{program}-{at}")
+                lacking[program] += answered - (made := pictures_in(out))
                 at_once[program].append(peak(port))
                 # The few rows wait for their hanging hosts as long as the last of the many do.
                 rates[program].append(given.rows / max(1e-9, whole.wall_s - start.wall_s + TIMEOUT_S))
                 print(
-                    f"round {at} {program:12} {rates[program][-1]:7.0f} rows/s, at most {at_once[program][-1]} at once; "
+                    f"round {at} {program:12} {rates[program][-1]:7.0f} rows/s, {made} of {answered} pictures, "
+                    f"at most {at_once[program][-1]} at once; "
                     f"whole {whole.wall_s:.1f} s {whole.cpu_s:.1f} CPU-s {whole.peak_mb:.0f} MB, start {start.wall_s:.1f} s",
                     flush=True,
                 )
     ours, peer = (statistics.median(rates[program]) for program in RUNNERS)
-    results.add(
-        "latency: rows a second with 5 % of hosts hanging, peer img2dataset", ours, peer, TARGET, ours / peer >= TARGET, ours / peer
-    )
+    met = ours / peer >= TARGET and not lacking["shardmill"]
+    results.add("latency: rows a second with 5 % of hosts hanging, peer img2dataset", ours, peer, TARGET, met, ours / peer)
     most, theirs = (statistics.median(at_once[program]) for program in RUNNERS)
     results.add("latency: requests under way at once, peer img2dataset", most, theirs, IN_FLIGHT, most >= IN_FLIGHT)
     print(f"shardmill / img2dataset: {ours / peer:.1f} (target {TARGET}); {most:.0f} at once (wanted: {IN_FLIGHT})")

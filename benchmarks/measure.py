@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,15 @@ def _watch(command: list[str]) -> int:
     """In a process of its own: runs the command as the parent of all its orphans."""
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     return subprocess.call(command)
+
+
+def pictures_in(out: Path) -> int:
+    """JPEGs in the tars below a folder: a program that lost some would seem the faster."""
+    count = 0
+    for path in out.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            count += sum(name.endswith(".jpg") for name in tar.getnames())
+    return count
 
 
 @contextlib.contextmanager

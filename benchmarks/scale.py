@@ -4,7 +4,7 @@ Lists of growing length, one small picture under as many URLs (nginx on loopback
 stage but scores. Seconds and CPU seconds a row with the start-up (runs of a few rows, their median) taken off, and the peak memory of all
 processes; wanted is that neither a row's CPU nor the memory grows by more than a tenth from one size to the next.
 Then, on the largest run: what `plan`, a repeated `run` and a changed threshold cost, beside a bare DuckDB query over the same columns and a
-copy of the shards' bytes. --keep leaves the runs in FOLDER, and a run that lies there whole is not made again.
+copy of the shards' bytes, and the change taken back. --keep leaves the runs in FOLDER, and a run that lies there whole is not made again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.measure import Cost, cost, nginx
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("harbour", "evening", "light", "boat", "red", "stone", "child", "garden", "winter", "street", "bicycle", "market", "river", "old")
+PART, SHARD, PARTS = 5000, 10_000, 4  # rows of a part, samples of a shard; parts that a worker has in hand
 FEW, STARTS = 64, 3  # rows of the runs that show what starting costs, and how many there are: one varies by a CPU-second
 WITHIN, ANSWER_S = 0.10, 3.0  # how far from linear, and from flat; seconds for plan and a repeated run
 
@@ -55,12 +56,13 @@ def write_list(path: Path, rows: int) -> Path:
     return path
 
 
-def write_config(path: Path, listed: Path, root: Path, port: int) -> Path:
+def write_config(path: Path, listed: Path, root: Path, port: int, rows: int = PARTS * PART) -> Path:
+    """Short lists are cut into as many parts as there may be at once, and two shards: as many processes work on them as on long ones."""
     served = {"resolve": {"*": f"127.0.0.1:{port}"}, "allow_networks": ["127.0.0.1/32"]}
     limits = {**served, "per_host": {"concurrency": 8, "per_second": None}}
     raw: dict[str, Any] = {
         "input": {"path": str(listed)},
-        "run": {"name": path.stem, "root": str(root), "part_rows": 5000},
+        "run": {"name": path.stem, "root": str(root), "part_rows": min(PART, -(-rows // PARTS))},
         "stages": {
             "ingest": {},
             "captions": {"min_chars": 5},
@@ -69,7 +71,7 @@ def write_config(path: Path, listed: Path, root: Path, port: int) -> Path:
             "images": {"size": 64},
             "selection": [{"name": "side", "keep": "original_width >= 64"}],
         },
-        "shards": {"samples": 10_000},
+        "shards": {"samples": min(SHARD, -(-rows // 2))},
     }
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
@@ -84,7 +86,7 @@ def grown(work: Path, port: int, sizes: list[int]) -> tuple[Path, int]:
     config, last, starts = Path(), dict[str, float](), list[Cost]()
     for number in range(STARTS):
         listed = write_list(work / f"rows{FEW}.parquet", FEW)
-        starts.append(command("run", str(write_config(work / f"start{number}.yaml", listed, work / "runs", port))))
+        starts.append(command("run", str(write_config(work / f"start{number}.yaml", listed, work / "runs", port, FEW))))
         shutil.rmtree(work / "runs" / f"start{number}")
     wall, cpu = (statistics.median(getattr(one, name) for one in starts) for name in ("wall_s", "cpu_s"))
     cpus = [one.cpu_s for one in starts]
@@ -92,7 +94,7 @@ def grown(work: Path, port: int, sizes: list[int]) -> tuple[Path, int]:
         f"start-up ({FEW} rows): {wall:.1f} s, {cpu:.1f} CPU-s ({min(cpus):.1f} to {max(cpus):.1f}), {starts[0].peak_mb:.0f} MB", flush=True
     )
     for rows in sizes:
-        config = write_config(work / f"rows{rows}.yaml", write_list(work / f"rows{rows}.parquet", rows), work / "runs", port)
+        config = write_config(work / f"rows{rows}.yaml", write_list(work / f"rows{rows}.parquet", rows), work / "runs", port, rows)
         if (work / "runs" / config.stem / "shards" / "manifest.json").exists():
             print(f"{rows:9,} rows: there already")
             continue
@@ -143,6 +145,8 @@ def again(config: Path, rows: int, root: Path) -> None:
     shutil.copytree(max((run / "shards").glob("*/"), key=lambda path: path.stat().st_mtime), run / "copy")
     print(f"bare DuckDB query {queried:.1f} s, copy of the shards' bytes {time.perf_counter() - began:.1f} s")
     shutil.rmtree(run / "copy")
+    back = command("run", str(config))  # as it was, for --keep: else the next measurement of a repeated run would take the rule back
+    print(f"{'run, rule taken back':20} {back.wall_s:6.1f} s {back.cpu_s:6.1f} CPU-s", flush=True)
 
 
 def main() -> int:

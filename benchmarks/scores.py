@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--gpus", type=float, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    results.begin(parser, given)
     torchvision_shim.ensure()
     table = pairs(given.pairs)
     with tempfile.TemporaryDirectory() as name:
@@ -93,6 +94,7 @@ def main() -> int:
         stage = Scores(Scores.Config(model=name, batch=given.batch, gpus=given.gpus, cpus=2))
         stage.open()
     loop = bare(stage, table)
+    loop(), stage(table)  # both once unmeasured: whoever comes first pays for memory and kernels that are made then
     times: dict[str, list[float]] = {"stage": [], "bare": []}
     for _ in range(given.rounds):
         times["bare"].append(seconds(loop))

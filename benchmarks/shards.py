@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    results.begin(parser, given)
     with tempfile.TemporaryDirectory() as name:
         found = timed(Path(name), given.samples, given.rounds)
         size = (Path(name) / "peer.tar").stat().st_size / 1e6

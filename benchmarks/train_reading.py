@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,15 +23,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import results
 
-RESULTS = Path(__file__).with_name("results.json")
 BATCH, SIZE, PER_SHARD = 128, 224, 500
 WAYS = ("ours", "open_clip's pipeline", "webdataset, our decoder")
 TARGET = 0.9
@@ -139,7 +136,7 @@ def once(way: str, folder: str, workers: int, augmented: bool, index: str) -> No
     print(json.dumps({"samples": seen, "wall": time.perf_counter() - began, "cpu": used() - cpu}))
 
 
-def compare(folder: str, args: argparse.Namespace, augmented: bool, index: str) -> list[dict[str, Any]]:
+def compare(folder: str, args: argparse.Namespace, augmented: bool, index: str) -> None:
     """Alternating rounds of all ways; medians of CPU and wall time a sample."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
@@ -148,7 +145,6 @@ def compare(folder: str, args: argparse.Namespace, augmented: bool, index: str) 
             told = subprocess.run([*command, *(["--augmented"] if augmented else [])], capture_output=True, text=True, check=True)
             found[way].append(json.loads(told.stdout.splitlines()[-1]))
     label = "augmented" if augmented else "stored"
-    out = []
     for measure in ("cpu", "wall"):
         ms = {way: statistics.median(1000 * one[measure] / one["samples"] for one in rounds) for way, rounds in found.items()}
         for way in WAYS:
@@ -156,13 +152,10 @@ def compare(folder: str, args: argparse.Namespace, augmented: bool, index: str) 
             print(f"{label:10} {measure:5} {way:26} {ms[way]:7.3f} ms a sample   rounds {spread}")
         for way in WAYS[1:]:
             ratio = ms[way] / ms[WAYS[0]]
-            out.append(
-                _result(f"train_reading: {label}, {measure} ms a sample, peer {way}", ms[WAYS[0]], ms[way], ratio, TARGET, ratio >= TARGET)
-            )
-    return out
+            noted(f"train_reading: {label}, {measure} ms a sample, peer {way}", ms[WAYS[0]], ms[way], ratio, TARGET, ratio >= TARGET)
 
 
-def bucket(folder: str, index: str) -> list[dict[str, Any]]:
+def bucket(folder: str, index: str) -> None:
     """Requests and bytes of one epoch read by 4 ranks from an S3 API on loopback; the peer streams each shard once."""
     import s3fs
 
@@ -199,24 +192,13 @@ def bucket(folder: str, index: str) -> list[dict[str, Any]]:
     print(f"S3: {gets:.1f} GETs a 1,000 samples (of {counted.requests} requests {counted.gets} GETs), {ratio:.3f} x the bytes used;")
     print(f"    index, once: {first.requests} requests, {first.bytes / whole:.3f} x the shards' bytes (DALI's .idx beside them saves it)")
     megabytes = counted.bytes / 1e6, used_bytes / 1e6
-    return [
-        _result("train_reading: GETs a 1,000 samples on S3, 4 ranks", gets, 1000 * len(tars) / trained, None, 40, gets <= 40),
-        _result("train_reading: MB read, MB used on S3, 4 ranks (at most)", *megabytes, ratio, 1.1, ratio <= 1.1),
-    ]
+    noted("train_reading: GETs a 1,000 samples on S3, 4 ranks", gets, 1000 * len(tars) / trained, None, 40, gets <= 40)
+    noted("train_reading: MB read, MB used on S3, 4 ranks (at most)", *megabytes, ratio, 1.1, ratio <= 1.1)
 
 
-def _result(name: str, mine: float, peer: float, ratio: float | None, target: float, met: bool) -> dict[str, Any]:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {os.getloadavg()[1]:.0f}"
-    rounded = [None if value is None else round(value, 3) for value in (mine, peer, ratio)]
-    named = dict(zip(("ours", "peer", "ratio"), rounded, strict=True))
-    return {"name": name, **named, "target": target, "met": met, "machine": machine, "date": datetime.now(UTC).date().isoformat()}
-
-
-def keep(results: list[dict[str, Any]]) -> None:
-    """Puts them into results.json, in the place of older ones of the same name."""
-    names = {result["name"] for result in results}
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*(one for one in old if one["name"] not in names), *results], indent=1) + "\n")
+def noted(name: str, mine: float, peer: float, ratio: float | None, target: float, met: bool) -> None:
+    results.add(name, mine, peer, target, met, ratio)
+    print(f"{'met   ' if met else 'MISSED'} {name}: ours {mine:.3f}, peer {peer:.3f}, target {target}")
 
 
 def main() -> None:
@@ -229,6 +211,7 @@ def main() -> None:
     parser.add_argument("--augmented", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--index", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    results.begin(parser, args)
     if args.once:
         once(args.once, args.shards, args.workers, args.augmented, args.index)
         return
@@ -237,16 +220,9 @@ def main() -> None:
         if not args.shards:
             Path(folder).mkdir()
             make_shards(Path(folder), args.samples)
-        results = [
-            *compare(folder, args, False, f"{temp}/index"),
-            *compare(folder, args, True, f"{temp}/index"),
-            *bucket(folder, f"{temp}/index"),
-        ]
-    keep(results)
-    for one in results:
-        verdict = "met   " if one["met"] else "MISSED"
-        print(f"{verdict} {one['name']}: ours {one['ours']}, peer {one['peer']}, ratio {one['ratio']}, target {one['target']}")
-    sys.exit(0 if all(one["met"] for one in results) else 1)
+        compare(folder, args, False, f"{temp}/index")
+        compare(folder, args, True, f"{temp}/index")
+        bucket(folder, f"{temp}/index")
 
 
 if __name__ == "__main__":

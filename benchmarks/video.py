@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("SHARDMILL_TEST_DATA"))
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    results.begin(parser, given)
     if given.data is None:
         print("video: no DATA, nothing measured (name the folder, or set SHARDMILL_TEST_DATA)")
         return

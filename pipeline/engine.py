@@ -44,10 +44,19 @@ class Progress:
     phase: str
     jobs: int
     done: int = 0
-    results: list[Done] = field(default_factory=list)
+    finished: set[str] = field(default_factory=set)
+    rows_in: int = 0  # of the finished jobs; summed as they come, since there may be a hundred thousand
+    rows_kept: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     now: list[tuple[str, str, float]] = field(default_factory=list)
     stirred: float = field(default_factory=time.monotonic)  # when last a job ended, or a stage was at work
+
+    def ended(self, done: Done) -> None:
+        self.finished.add(done["id"])
+        self.done += 1
+        self.rows_in += int(done.get("rows", 0))
+        self.rows_kept += int(done.get("kept", 0))
+        self.stirred = time.monotonic()
 
 
 Watch = Callable[[Progress], None]
@@ -122,9 +131,7 @@ class Engine:
                     failed.append(done)
                     continue
                 finished[done["id"]] = done
-                progress.done += 1
-                progress.stirred = time.monotonic()
-                progress.results.append(done)
+                progress.ended(done)
                 self.watch(progress)
             todo = [job for job in todo if job["id"] not in finished]
             if not todo:
@@ -212,7 +219,7 @@ class Engine:
         except ray.exceptions.RayError as err:
             raise _translate(err) from err
         progress.rows = seen["rows"]
-        progress.now = _youngest(seen["now"], {done["id"] for done in progress.results})
+        progress.now = _youngest(seen["now"], progress.finished)
         self.watch(progress)
         limit = self.config.run.stall_s
         for part, stage, seconds in progress.now:

@@ -83,11 +83,11 @@ def apply_pieces(stage: Stage, table: pa.Table, goes_on: Callable[[], None]) -> 
 def _apart(stage: Stage, table: pa.Table) -> tuple[pa.Table | None, pa.Table, pa.Table]:
     """The dead rows with the stage's columns, the rows that are alive, and what the stage sees of these."""
     mask = _alive(table)
+    rows = _living(table, mask)
     dead = None
-    if not pc.all(mask).as_py():
+    if len(rows) < len(table):
         dead = table.filter(pc.invert(mask))
         dead = _merge(stage, dead, alive(dead), None)
-    rows = table.filter(mask)
     return dead, rows, _view(stage, rows, alive(rows))
 
 
@@ -184,7 +184,12 @@ def _view(stage: Stage, table: pa.Table, mask: Any) -> pa.Table:
         raise ContractError(f"{stage.name} reads {', '.join(missing)}, which the table lacks; it has {', '.join(table.column_names)}")
     here = [name for name in stage.may_read if name in table.column_names]
     names = list(dict.fromkeys(["row", *stage.reads, *here, "fate", "detail"]))
-    return table.select(names).filter(mask)
+    return _living(table.select(names), mask)
+
+
+def _living(table: pa.Table, mask: Any) -> pa.Table:
+    """The rows of a mask: the table itself where it holds for all, since a filter copies every body."""
+    return table if pc.all(mask).as_py() else table.filter(mask)
 
 
 def _work(stage: Stage, rows: pa.Table) -> pa.Table:
@@ -265,25 +270,31 @@ def _check_fates(stage: Stage, out: pa.Table) -> None:
 def _merge(stage: Stage, table: pa.Table, mask: Any, out: pa.Table | None, adds: bool = True) -> pa.Table:
     """Puts the stage's rows back among the dead ones, with the stage's columns added."""
     n = len(table)
-    positions = np.flatnonzero(np.asarray(mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask))
-    source = np.zeros(n, dtype=np.int64)
-    source[positions] = np.arange(len(positions))
-    index = pa.array(source, mask=~np.isin(np.arange(n), positions))
-    if out is not None:
-        for name in ("fate", "detail"):
-            at = table.schema.get_field_index(name)
-            table = table.set_column(at, name, pc.if_else(mask, out[name].take(index), table[name]))
+    made = {} if out is None else {name: out[name] for name in ("fate", "detail", *(stage.adds if adds else ()))}
+    whole = out is not None and len(out) == n  # nothing has to be put in its place then, and no body is copied
+    if not whole:
+        index = _places(mask)
+        made = {name: values.take(index) for name, values in made.items()}
+    for name in ("fate", "detail") if made else ():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, made[name] if whole else pc.if_else(mask, made[name], table[name]))
     for name, column in (stage.adds if adds else {}).items():
-        values = pa.nulls(n, column.type) if out is None else out[name].take(index)
+        values = made[name] if made else pa.nulls(n, column.type)
         at = table.schema.get_field_index(name)
         field = pa.field(name, column.type)
         if at < 0:
             table = table.append_column(field, values)
             continue
         if table.schema.field(at).type == column.type:  # a stage that rewrites a column: dead rows keep what they had
-            values = table[name] if out is None else pc.if_else(mask, values, table[name])
+            values = values if whole else pc.if_else(mask, values, table[name]) if made else table[name]
         table = table.set_column(at, field, values)
     return table
+
+
+def _places(mask: Any) -> pa.Array:
+    """Of each row its place among those of the mask, null for the others."""
+    here = np.asarray(mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask)
+    return pa.array(np.cumsum(here) - 1, mask=~here)
 
 
 def _failed(stage: Stage, rows: pa.Table, text: str) -> pa.Table:

@@ -47,8 +47,7 @@ class Lines(Quiet):
         self.last = time.monotonic()
         seconds = self.last - self.began
         stages = "".join(f" {stage}={count} {stage}_per_s={count / seconds:.0f}" for stage, count in working(progress))
-        rows, kept = totals(progress)
-        at = f"parts={progress.done}/{progress.jobs} rows={rows} kept={kept}"
+        at = f"parts={progress.done}/{progress.jobs} rows={progress.rows_in} kept={progress.rows_kept}"
         log.info("phase=%s %s%s seconds=%.1f left_s=%s", progress.phase, at, stages, seconds, _left(progress, seconds))
 
     def phase_ended(self, jobs: int) -> None:
@@ -77,7 +76,7 @@ class Live(Quiet):
 
     def beat(self, progress: Progress) -> None:
         seconds = max(time.monotonic() - self.began, 1e-3)
-        rows, kept = totals(progress)
+        rows, kept = progress.rows_in, progress.rows_kept
         notes = [f"{rows:,} rows" + (f", {kept:,} kept" if kept else "")] if rows else []
         notes += [f"{stage} {count / seconds:,.0f}/s" for stage, count in working(progress)]
         clock = f"{seconds:.0f} s" + (f", {_left(progress, seconds)} s left" if 0 < progress.done < progress.jobs else "")
@@ -94,11 +93,6 @@ class Live(Quiet):
     def close(self) -> None:
         self.bars.stop()
         self.terminal.close()
-
-
-def totals(progress: Progress) -> tuple[int, int]:
-    """(rows, kept rows) of the finished parts."""
-    return sum(int(done.get("rows", 0)) for done in progress.results), sum(int(done.get("kept", 0)) for done in progress.results)
 
 
 def working(progress: Progress) -> list[tuple[str, int]]:

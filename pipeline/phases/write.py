@@ -23,6 +23,7 @@ from pipeline.storage import Store
 from pipeline.workers import Done, Job
 
 GROUP_IMAGES = 20_000  # images that one worker moves at once: about 400 MB at 20 KB each
+MAX_GROUPS = 1000  # from 20 million images on groups grow (in TMPDIR): each shard reads of each group, which would be a square
 MAX_BUCKETS = 4096
 
 
@@ -38,9 +39,10 @@ def run_phase(known: Known, engine: Engine, con: Any) -> list[Done]:
         moves = _plan_moves(known, con, steps, shards, first)
         work = MoveWork(store)
         results = engine.tasks(work, [job for job in moves if not store.exists(job["out"])])
+        store.write_json(moved := f"{steps}/moved.json", [job["out"] for job in moves])
         _plan_rows(known, con, steps, written)
         jobs = [
-            {**_shard_job(steps, folder, shard, shards, moves), "media": run.layout.media}
+            {**_shard_job(steps, folder, shard, shards), "moved": moved, "media": run.layout.media}
             for shard in range(shards)
             if shard not in written
         ]
@@ -94,9 +96,10 @@ def _plan_moves(known: Known, con: Any, steps: str, shards: int, first: int) -> 
         'CREATE OR REPLACE TEMP TABLE moves AS SELECT p.filename, p.fetch_id, s.shard, s."index" FROM selected s '
         f"JOIN fetch_of f ON f.row = s.row JOIN pool p ON p.fetch_id = f.fetch_id WHERE s.fate = '{KEPT}' AND s.shard >= {first}"
     )
+    ((images,),) = con.execute("SELECT count(*) FROM moves").fetchall()
     con.execute(
         "CREATE OR REPLACE TEMP TABLE groups AS SELECT filename, "
-        f"CAST((sum(n) OVER (ORDER BY filename) - n) // {GROUP_IMAGES} AS BIGINT) AS part "
+        f"CAST((sum(n) OVER (ORDER BY filename) - n) // {max(GROUP_IMAGES, -(-images // MAX_GROUPS))} AS BIGINT) AS part "
         "FROM (SELECT filename, count(*) AS n FROM moves GROUP BY filename)"
     )
     jobs = []
@@ -120,12 +123,11 @@ def _plan_rows(known: Known, con: Any, steps: str, written: set[int]) -> None:
             known.run.store.write_table(f"{steps}/rows-{shard:05d}.parquet", table)
 
 
-def _shard_job(steps: str, folder: str, shard: int, shards: int, moves: list[Job]) -> Job:
+def _shard_job(steps: str, folder: str, shard: int, shards: int) -> Job:
     return {
         "id": f"{steps}/shard-{shard:05d}",
         "shard": shard,
         "rows": f"{steps}/rows-{shard:05d}.parquet",
-        "images": [job["out"] for job in moves],
         "bucket": bucket_of(np.array([shard]), shards)[0].item(),
         "folder": folder,
         "facts": f"{steps}/facts/facts-{shard:05d}.json",
@@ -197,10 +199,13 @@ class WriteWork:
     def _rows(self, job: Job) -> pa.Table:
         """The shard's rows with their images, null for the dropped ones."""
         rows = self.store.read_table(job["rows"])
-        if not job["images"]:  # no row at all is kept
+        moved = self.store.read_json(job["moved"])  # not in the job: shards times groups of pool files would be too many names
+        if not moved:  # no row at all is kept
             return _beside(rows, pa.table({name: pa.nulls(len(rows), pa.large_binary()) for name in job["media"]}))
-        images = exchange.read(self.store, job["images"], job["bucket"])
-        images = images.filter(pa.compute.equal(images["shard"], job["shard"]))
+        images = exchange.read(self.store, moved, job["bucket"])
+        mine = pa.compute.equal(images["shard"], job["shard"])
+        if not pa.compute.all(mine).as_py():  # with more shards than buckets; a filter copies all bodies
+            images = images.filter(mine)
         at = pa.compute.index_in(rows["index"], images["index"])
         return _beside(rows, images.select(job["media"]).take(at))
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import views
@@ -17,6 +19,7 @@ from pipeline.stage import COMMON_REASONS, KEPT
 from stages.selection import columns_of_rule
 
 BINS = 40  # at most
+HELD = 20_000_000  # numbers of a column that are held in memory: 160 MB
 TAIL = 1  # spans of 99 % of the rows by which the greatest value lies above them, from which on the last bin is wide
 TOP_HOSTS, TOP_VALUES, TOP_CLUSTERS, TOP_REPEATS = 50, 20, 6, 10
 HOST_CHARS = 253  # of a host's name, as DNS has it; a URL may hold any number there
@@ -89,13 +92,13 @@ def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[flo
     """
     value = f'CAST("{column}" AS DOUBLE)'
     source = f"(SELECT {value} AS x, final = '{KEPT}' AS kept FROM {table} WHERE isfinite({value}) AND abs({value}) < {VAST})"
-    summary = "min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), bool_and(x = floor(x)), "
-    summary += "quantile_disc(x, [0.05, 0.5, 0.95, 0.005, 0.995])"
-    low, high, mean, std, distinct, whole, quantiles = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
-    if low is None:
+    summary = "count(x), min(x), max(x), avg(x), stddev_pop(x), count(DISTINCT x), bool_and(x = floor(x))"
+    count, low, high, mean, std, distinct, whole = con.execute(f"SELECT {summary} FROM {source}").fetchall()[0]
+    if not count:
         return {"edges": [], "rows": [], "kept": []}
+    p05, p50, p95, lower, upper = quantiles(con, source, count, [50_000, 500_000, 950_000, 5_000, 995_000])
     whole = whole and max(-low, high) < EXACT
-    bounds, scale = edges or _edges(low, high, quantiles[3], quantiles[4], whole)
+    bounds, scale = edges or _edges(low, high, lower, upper, whole)
     bins = "WHEN false THEN 0 "  # of one bin
     bins += " ".join(f"WHEN x < CAST('{edge!r}' AS DOUBLE) THEN {at}" for at, edge in enumerate(bounds[1:-1]))
     counted = con.execute(
@@ -106,7 +109,25 @@ def histogram(con: Any, column: str, table: str = "facts", edges: tuple[list[flo
         rows[at], kept[at] = n, k
     mean, std = float(f"{mean:.9g}"), float(f"{std:.9g}")  # a sum's last digits follow from the order of its terms
     facts = {"scale": scale, "whole": whole, "mean": mean, "std": std, "distinct": distinct}
-    return {"edges": bounds, "rows": rows, "kept": kept, **facts, **dict(zip(("p05", "p50", "p95"), quantiles, strict=False))}
+    return {"edges": bounds, "rows": rows, "kept": kept, **facts, "p05": p05, "p50": p50, "p95": p95}
+
+
+def quantiles(con: Any, source: str, count: int, shares: Sequence[int]) -> list[float]:
+    """Those of the `count` numbers `x` of a source that stand at these shares (millionths) of their order.
+
+    DuckDB's quantile_disc holds them all in memory; more than HELD are sorted, which goes to disk where memory lacks, and give the same.
+    """
+    if count <= HELD:
+        listed = ", ".join(f"{share / 1_000_000:.6f}" for share in shares)
+        found: list[float] = con.execute(f"SELECT quantile_disc(x, [{listed}]) FROM {source}").fetchall()[0][0]
+        return found
+    places = np.array([max(1, -(-count * share // 1_000_000)) for share in shares]) - 1
+    before, values = 0, np.zeros(len(places))
+    for batch in views.batches(con, f"SELECT x FROM {source} ORDER BY x"):
+        here = (places >= before) & (places < before + len(batch))
+        values[here] = batch["x"].to_numpy()[places[here] - before]
+        before += len(batch)
+    return values.tolist()
 
 
 def _edges(low: float, high: float, lower: float, upper: float, whole: bool) -> tuple[list[float], str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.known import Known, columns_known
 from pipeline.phases.select import selection_stage
-from pipeline.report import examples
+from pipeline.report import examples, tables
 from pipeline.stage import KEPT
 from stages.selection import best_first, passes, subset
 from stages.selection.rules import Rule, Rules
@@ -42,7 +42,7 @@ def columns(known: Known, con: Any) -> list[str]:
     own = {name for entry in known.run.layout.scores for name in entry.stage.adds if name not in NO_SCORES} | IN_POOL
     scores = [n for n, kind in there.items() if (n in own or n.startswith("claimed_")) and pa.types.is_floating(kind)]
     scores.sort(key=lambda name: (name != "similarity", name not in own))
-    return [n for n in scores if con.execute(f'SELECT count(DISTINCT "{n}") > 1 FROM facts').fetchall()[0][0]][:COLUMNS]
+    return [n for n in scores if con.execute(f'SELECT min("{n}") < max("{n}") FROM facts').fetchall()[0][0]][:COLUMNS]
 
 
 def make(known: Known, con: Any, column: str, kept: int) -> dict[str, Any]:
@@ -117,11 +117,10 @@ def _one_run_is_enough(known: Known, con: Any, column: str, sign: str, after: li
 
 def _thresholds(con: Any, column: str, sign: str, steps: int, own: str | None) -> list[str]:
     """Quantiles of the rows that stay without a threshold, as short numbers, and the run's own. At the loose end every number passes."""
-    shares = ", ".join(f"{n / steps:.6f}" for n in range(steps + 1))
-    (found,) = con.execute(
-        f'SELECT quantile_disc(CAST("{column}" AS DOUBLE), [{shares}]) FROM open_rows WHERE isfinite("{column}")'
-    ).fetchall()[0]
-    texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found or []}
+    source = f'(SELECT CAST("{column}" AS DOUBLE) AS x FROM open_rows WHERE isfinite("{column}"))'
+    ((count,),) = con.execute(f"SELECT count(*) FROM {source}").fetchall()
+    found = tables.quantiles(con, source, count, [round(1_000_000 * n / steps) for n in range(steps + 1)]) if count else []
+    texts = {float(f"{value:.3g}"): f"{value:.3g}" for value in found}
     if found:
         text = _passed(con, column, sign, found[0] if sign == ">=" else found[-1])
         texts[float(text)] = text

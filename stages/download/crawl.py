@@ -237,14 +237,12 @@ class Crawl:
 async def _gathered(done: asyncio.Queue[tuple[list[int], _Shared]], live: int) -> list[tuple[list[int], _Shared]]:
     """At least one finished work of the `live` ones; more while they come at once, up to a piece's rows and bytes."""
     piece = [await done.get()]
-    size, until = _bytes(piece[0][1]), asyncio.get_running_loop().time() + PIECE_S
-    while len(piece) < min(PIECE_ROWS, live) and size < PIECE_BYTES:
-        try:
-            async with asyncio.timeout_at(until):
+    size = _bytes(piece[0][1])
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PIECE_S):
+            while len(piece) < min(PIECE_ROWS, live) and size < PIECE_BYTES:
                 piece.append(await done.get())
-        except TimeoutError:
-            break
-        size += _bytes(piece[-1][1])
+                size += _bytes(piece[-1][1])
     return piece
 
 

@@ -11,7 +11,7 @@ from pipeline.engine import Progress
 from pipeline.errors import ContractError
 from pipeline.heart import Heart, Timing, as_dict
 from pipeline.ledger import balance
-from pipeline.progress import totals, working
+from pipeline.progress import working
 
 
 def table(*lines: tuple[int, str]) -> duckdb.DuckDBPyConnection:
@@ -53,6 +53,8 @@ def test_the_watchdogs_clock_begins_anew_when_a_stage_says_that_it_goes_on() -> 
 
 
 def test_progress_counts_what_finished_parts_say() -> None:
-    seen = Progress("pool", 3, 2, [{"rows": 10, "kept": 7}, {"rows": 5}], {"images": 12, "ingest": 40}, [("p", "images", 1.0)])
-    assert totals(seen) == (15, 7)
+    seen = Progress("pool", 3, rows={"images": 12, "ingest": 40}, now=[("p", "images", 1.0)])
+    seen.ended({"id": "part-0", "rows": 10, "kept": 7})
+    seen.ended({"id": "part-1", "rows": 5})
+    assert (seen.done, seen.rows_in, seen.rows_kept, seen.finished) == (2, 15, 7, {"part-0", "part-1"})
     assert working(seen) == [("images", 12)]

@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import report, views
 from pipeline.report import tables, work
@@ -41,6 +44,17 @@ def test_a_histogram_of_nothing_is_empty() -> None:
     with views.connect(Store(".")) as con:
         con.register("facts", pa.table({"row": [0, 1], "x": pa.array([None, float("nan")], pa.float32()), "final": ["kept", "kept"]}))
         assert tables.histogram(con, "x") == {"edges": [], "rows": [], "kept": []}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.integers(-3, 3).map(float), st.floats(-1e9, 1e9, width=32)), min_size=1, max_size=70))
+def test_quantiles_that_are_sorted_on_disk_are_those_that_are_held_in_memory(values: list[float]) -> None:
+    shares = [0, 5_000, 50_000, 83_333, 333_333, 500_000, 950_000, 995_000, 1_000_000]
+    with duckdb.connect() as con, pytest.MonkeyPatch.context() as patch:
+        con.register("numbers", pa.table({"x": values}))
+        held = tables.quantiles(con, "numbers", len(values), shares)
+        patch.setattr(tables, "HELD", 0)
+        assert tables.quantiles(con, "numbers", len(values), shares) == held
 
 
 def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
