@@ -69,22 +69,21 @@ def main() -> int:
         pictures(Path(given.data), Path(name))
         bodies = [path.read_bytes() for path in sorted(Path(name).glob("*.jpg"))[: given.pictures]]
     print(f"{'':18} CPU-ms  " + "".join(f"{name + ', encoded':>26}" for name in REFERENCES))
-    for way, (filter_, margin) in WAYS.items():
-        made, took = [shrunk(body, filter_, margin) for body in bodies], []
-        for _ in range(given.rounds):
+    made = {way: [shrunk(body, *how) for body in bodies] for way, how in WAYS.items()}
+    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(given.rounds):
+        for way, how in WAYS.items():
             began = time.process_time()
             for body in bodies:
-                shrunk(body, filter_, margin)
-            took.append(1000 * (time.process_time() - began) / len(bodies))
-        line = f"{way:18} {np.median(took):6.2f}  "
+                shrunk(body, *how)
+            took[way].append(1000 * (time.process_time() - began) / len(bodies))
+    for way, pictured in made.items():
+        line = f"{way:18} {np.median(took[way]):6.2f}  "
         for by in REFERENCES.values():
-            told = [
-                (psnr(pixels, right), psnr(encoded(pixels), right))
-                for pixels, body in zip(made, bodies, strict=True)
-                for right in [wanted(body, by)]
-            ]
+            pairs = [(pixels, wanted(body, by)) for pixels, body in zip(pictured, bodies, strict=True)]
+            told = [(psnr(pixels, right), psnr(encoded(pixels), right)) for pixels, right in pairs]
             line += "{:>26}".format("{:.2f}, {:.2f}".format(*np.mean(told, axis=0)))
-        print(line, flush=True)
+        print(line)
     return 0
 
 
