@@ -110,12 +110,12 @@ def _shapes(report: dict[str, Any], say: Any) -> None:
             "languages",
             f"{_share(total - kept[0]['rows'], total)} of the captions are in another language than the kept ones ({kept[0]['value']}).",
         )
-    for name in ("original_width", "original_height"):
+    for name in () if report["expanded"] else ("original_width", "original_height"):  # videos have one size mostly
         found = report["histograms"].get(name)
         if found and sum(found["rows"]) >= FEW and found["p05"] == found["p50"] and max(found["rows"]) > ONE_SIZE * sum(found["rows"]):
             say(
                 "one_size",
-                f"At least {ONE_SIZE:.0%} of the images have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
+                f"Half of the images, or near it, have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
             )
 
 

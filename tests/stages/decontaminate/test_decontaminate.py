@@ -99,6 +99,12 @@ def test_what_cannot_be_compared_is_refused_before_the_run(folder: Path, tmp_pat
         entry("decontaminate", {"sets": {"x": str(tmp_path / "empty")}}).stage.check_ready()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="needs Parquet with image_embedding"):
         entry("decontaminate", {"sets": {"x": str(folder)}, "min_similarity": 0.9}).stage.check_ready()  # type: ignore[attr-defined]
+    (folder / "a.jpg").write_bytes(b"<html>no picture</html>")
+    with pytest.raises(UserError, match=r"a\.jpg cannot be compared: no image"):
+        entry("decontaminate", {"sets": {"x": str(folder)}}).stage.check_ready()  # type: ignore[attr-defined]
+    pq.write_table(pa.table({"uid": ["a"]}), tmp_path / "bare.parquet")
+    with pytest.raises(UserError, match="has no column phash"):
+        entry("decontaminate", {"sets": {"x": str(tmp_path / "bare.parquet")}}).stage.check_ready()  # type: ignore[attr-defined]
     (folder / "a.jpg").write_bytes(b"\xff\xd8\xffbroken")
     with pytest.raises(UserError, match=r"a\.jpg cannot be compared"):
         entry("decontaminate", {"sets": {"x": str(folder)}}).stage.open()
