@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,4 +226,8 @@ def test_what_goes_wrong_is_told_to_the_page_and_a_page_that_was_left_to_nobody(
 
     monkeypatch.setattr(browse.Rows, "find", refuse)
     assert get(address, "/rows")[::2] == (500, b"the disk is gone")
-    assert "the disk is gone" in capsys.readouterr().err
+    said, until = "", time.monotonic() + 20  # by the server's thread, after its answer
+    while "the disk is gone" not in said and time.monotonic() < until:
+        said += capsys.readouterr().err
+        time.sleep(0.05)
+    assert "the disk is gone" in said

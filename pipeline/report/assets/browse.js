@@ -1,14 +1,4 @@
-    const { got, fault } = await answered("/rows?" + asked);
-    if (mine !== latest) return;
-    if (!got) {
-      found.textContent = fault;
-      return;
-    }    const { got, fault } = await answered("/rows?" + asked);
-    if (mine !== latest) return;
-    if (!got) {
-      found.textContent = fault;
-      return;
-    }"use strict";
+"use strict";
 // Asks for rows and puts them on the page. Texts of strangers are set as textContent alone.
 // What is asked stands in the page's address, so that back, forward, reload and a bookmark lead to it again.
 (() => {
