@@ -43,7 +43,12 @@ class Store:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url, **self.options)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url, **self.options)
+        except (ValueError, ImportError) as err:  # a protocol that fsspec does not know, or whose package is missing
+            raise UserError(f"{self.url}: cannot be opened: {err}") from err
+        except OSError as err:
+            raise TransientError(f"{self.url}: the storage cannot be reached: {err}; check its address, then repeat the command") from err
         return fs, root.rstrip("/")
 
     @property

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import clean, compare
+from pipeline import clean, compare, explain
+from pipeline.errors import UserError
 from tests.pipeline.test_report_odd import listed, made, server, stages  # noqa: F401 - server is a fixture
 from tests.support import serial
 from tests.support.server import Server
@@ -81,3 +82,11 @@ def test_a_comparison_is_no_part_of_the_report(server: Server, tmp_path: Path) -
     again = serial.run(tmp_path / "test.yaml")
     assert again.report["session"] == []
     assert (run_ / "report" / "index.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("what", ["row=" + "9" * 50, "child=" + "9" * 50, "\udcff\udcfe", "text=a\udcffb", "host=\udcff", "", "host="])
+def test_what_no_row_can_be_is_told_in_a_line(server: Server, tmp_path: Path, what: str) -> None:  # noqa: F811
+    listed(server, tmp_path)
+    run_ = made(server, tmp_path, stages(server, []))
+    with pytest.raises(UserError, match=r"no row with|not UTF-8"):
+        explain.stories(str(run_), what)
