@@ -5,6 +5,7 @@ A row that stands in a list n times is the same row n times: rows are paired by 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipeline import views
@@ -81,7 +82,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {
             key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
         }
-    return {prefix: str(value)}
+    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
 
 
 def _funnel(con: Any) -> list[dict[str, Any]]:
