@@ -116,7 +116,7 @@ def _shapes(report: dict[str, Any], say: Any) -> None:
         if found and sum(found["rows"]) >= FEW and found["p05"] == found["p50"] and max(found["rows"]) > ONE_SIZE * sum(found["rows"]):
             say(
                 "one_size",
-                f"Half of the images, or near it, have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
+                f"45% of the images or more have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
             )
 
 

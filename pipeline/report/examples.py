@@ -20,7 +20,7 @@ from pipeline.thumbnails import small
 from stages.selection.rules import NEAR_DUPLICATE
 
 EACH, MEMBERS, AROUND = 10, 6, 48
-MOST_OF_FATES = 600  # rows of all fates together: fewer than EACH of each where there are more than sixty fates
+MOST_OF_FATES = 1000  # rows of all fates together: fewer than EACH of each where there are more than a hundred fates
 PARTS = 20  # parts that examples are drawn from first
 SIDE, QUALITY = 120, 72  # of a picture in the page: pixels, JPEG's
 MOST_BYTES, MOST_TEXT = 2_500_000, 1_000_000  # of all pictures, and of all texts, as they stand in the page: it stays below 5 MB
