@@ -117,7 +117,7 @@ class Rows:
             if asked.get("after") or asked.get("before"):
                 chosen = _beside(source, down, _row(asked.get("after") or asked["before"]), forward=bool(asked.get("after")))
             else:
-                number = min(number, MOST_PAGES)
+                number = min(number, MOST_PAGES, max(total - 1, 0) // PAGE)
                 chosen = f"SELECT row FROM {source} ORDER BY {_order(down)} LIMIT {PAGE} OFFSET {number * PAGE}"
             sql = f"SELECT {listed}, blurred FROM browsed WHERE row IN ({chosen}) ORDER BY {_order(down, sort)}"
             rows = self.con.sql(sql).to_arrow_table()
@@ -234,7 +234,10 @@ def _finite(value: Any) -> Any:
 
 def answer(rows: Rows, target: str) -> tuple[int, str, bytes]:
     """Status, content type and body for a request's target."""
-    address = urlsplit(target)
+    try:
+        address = urlsplit(target)
+    except ValueError:  # no address at all
+        return 404, "text/plain; charset=utf-8", b"nothing here"
     asked = {name: values[-1] for name, values in parse_qs(address.query).items()}
     try:
         if address.path == "/":

@@ -128,6 +128,8 @@ def test_only_this_machine_is_answered(address: str) -> None:
     for host in (f"evil.example:{port}", "evil.example", "", f"127.0.0.1.evil.example:{port}"):
         assert get(address, "/rows", named=host or " ")[0] == 403
     assert get(address, "/../../etc/passwd")[0] == 404
+    assert browse.answer(None, "http://[/rows")[0] == 404, "no address at all"  # type: ignore[arg-type]
+    assert rows(address, page=10**17) == rows(address, page=(ROWS - 1) // browse.PAGE), "there is nothing behind the last page"
 
 
 def test_a_story_is_found_by_host_and_by_words(shown: tuple[Path, Server, Path]) -> None:

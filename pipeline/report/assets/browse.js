@@ -4,7 +4,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("asked"), list = document.getElementById("rows"), found = document.getElementById("found");
-  let asked = new URLSearchParams(location.search), latest = 0, ends = [];
+  let asked = new URLSearchParams(location.search), latest = 0, number = 0, ends = [];
 
   function element(name, text, kind) {
     const made = document.createElement(name);
@@ -14,7 +14,6 @@
   }
 
   const written = (value) => Array.isArray(value) ? value.join(", ") : typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(5))) : String(value);
-  const page = () => Number(asked.get("page") || 0);
 
   function line(row) {
     const item = element("li", undefined, "row"), facts = element("dl"), place = element("div", undefined, "pictures");
@@ -81,6 +80,7 @@
       found.textContent = fault;
       return;
     }
+    number = got.page;
     found.textContent = got.total.toLocaleString("en-US") + " rows, in " + Math.round(performance.now() - began) + " ms";
     list.replaceChildren(...got.rows.map(line));
     ends = got.rows.length ? [got.rows[0].row, got.rows[got.rows.length - 1].row] : [];
@@ -101,10 +101,10 @@
 
   // `way`: "after" the last row that is shown, or "before" the first one.
   function turn(way) {
-    const next = new URLSearchParams(asked), number = page() + (way === "after" ? 1 : -1), row = way === "after" ? ends[1] : ends[0];
+    const next = new URLSearchParams(asked), page = number + (way === "after" ? 1 : -1), row = way === "after" ? ends[1] : ends[0];
     for (const name of ["after", "before"]) next.delete(name);
-    next.set("page", number);
-    if (row !== undefined && number > 0) next.set(way, row);
+    next.set("page", page);
+    if (row !== undefined && page > 0) next.set(way, row);
     ask(next);
     scrollTo(0, 0);
   }
