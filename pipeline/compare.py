@@ -206,7 +206,7 @@ def show(run_a: str, run_b: str) -> None:
     name = f"report/compare-{found['a']['run']}-{found['a']['shards'][:8]}"
     store.write_json(f"{name}.json", found)
     columns = [column for column, one in found["histograms"].items() if sum(one["a"]["kept"]) + sum(one["b"]["kept"])]
-    values = {"found": found, "overlap": overlap_told(found), "columns": columns}
+    values: dict[str, Any] = {"found": found, "overlap": overlap_told(found), "columns": columns}
     store.write(f"{name}.html", page.html("compare.html", "compare.js", {"histograms": found["histograms"]}, **values).encode())
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("fate", "A", "B", "B - A"):

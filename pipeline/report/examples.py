@@ -37,7 +37,7 @@ SHOWN = (
 def each(con: Any) -> int:
     """How many rows of a fate are shown."""
     ((fates,),) = con.execute("SELECT count(DISTINCT final) FROM facts").fetchall()
-    return max(1, min(EACH, MOST_OF_FATES // max(fates, 1)))
+    return max(1, min(EACH, MOST_OF_FATES // max(int(fates), 1)))
 
 
 def of_fates(con: Any, seed: int) -> list[int]:
