@@ -7,6 +7,7 @@ page can reach it by a name of its own that leads here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -308,11 +309,12 @@ def serve(run: str, port: int = 0, ready: Callable[[str, Any], None] | None = No
     with _listening(port) as server, views.connect(known.run.store) as con:
         server.RequestHandlerClass = handler(Rows(known, con))
         address = f"http://127.0.0.1:{server.server_address[1]}/"
-        if ready:
-            ready(address, server)
-        else:
-            print(f"{address}   (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):  # from here on the end that was told
+            if ready:
+                ready(address, server)
+            else:
+                print(f"{address}   (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
 
 
 class _Server(ThreadingHTTPServer):

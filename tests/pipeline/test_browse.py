@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ import pytest
 from pipeline import browse, explain
 from pipeline.errors import UserError
 from tests.pipeline.test_report_browser import accessibility, browser, keep_picture  # noqa: F401 - browser is a fixture
-from tests.support.corpus import fates, ledger
+from tests.support.corpus import command, fates, ledger
 from tests.support.reported import ROWS
 from tests.support.server import Server
 
@@ -233,3 +236,14 @@ def test_what_goes_wrong_is_told_to_the_page_and_a_page_that_was_left_to_nobody(
         said += capsys.readouterr().err
         time.sleep(0.05)
     assert "the disk is gone" in said
+
+
+def test_ctrl_c_is_the_end_that_was_told_and_no_fault(shown: tuple[Path, Server, Path]) -> None:
+    arguments, environment = command("browse", str(shown[0])), {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, start_new_session=True, env=environment, **pipes) as going:
+        assert going.stdout
+        assert "Ctrl-C ends it" in going.stdout.readline()
+        os.killpg(going.pid, signal.SIGINT)
+        said = going.communicate(timeout=60)
+    assert (going.returncode, said) == (0, ("", ""))

@@ -174,7 +174,7 @@ def test_the_sheet_blurs_what_is_unsafe_and_goes_when_pictures_are_not_wanted(se
     columns = {
         "key": ["0", "1", "2", None],
         "claimed_nsfw": ["NSFW", None, None, "NSFW"],
-        "nsfw": pa.array([0, 0.7, None, 1], pa.float32()),
+        "nsfw": pa.array([0, float("nan"), None, 1], pa.float32()),  # a NaN says nothing, so it is hidden
     }
     pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
     thumbnails.write(Store(str(tmp_path)), ["00000.tar"], thumbnails.Unsafe(("nsfw", "none"), 0.5))
