@@ -92,7 +92,7 @@ class Decontaminate(Stage):
                 raise UserError(f"stages.decontaminate.sets.{name}: {path} holds no images, tars or Parquet files")
             if self.config.min_similarity is not None and {file.suffix.lower() for file in files} != {".parquet"}:
                 raise UserError(
-                    f"stages.decontaminate.sets.{name}: min_similarity needs Parquet with image_embedding, as a run's scores are"
+                    f"stages.decontaminate.sets.{name}: min_similarity needs Parquet with image_embedding, as shards with scores.embeddings"
                 )
             for file in files:
                 _check(name, file, self.config.min_similarity is not None)
