@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -26,7 +27,7 @@ from stages.lib.hamming import parse_hashes
 CELLS = 1 << 22  # comparisons at a time: 32 MB of bit differences
 BEGINNING = 4096  # bytes of a file by which its type is known
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-NAMES = ("key", "uid", "url")  # the column of a Parquet file that names its images: the first that is there
+NAMES = ("key", "uid", "url")  # the columns of a Parquet file that name its images: the first that holds anything
 
 
 class Options(Strict):
@@ -66,7 +67,7 @@ class Decontaminate(Stage):
     """Finds for each picture the nearest evaluation image within the limits."""
 
     name = "decontaminate"
-    version = 2
+    version = 3
     adds = {
         "eval_match": Column(pa.string(), "SET/NAME of the nearest evaluation image within the limits; null: none"),
         "eval_distance": Column(pa.int32(), "bits of 64 that differ from that image's perceptual hash; null: none within max_distance"),
@@ -148,7 +149,7 @@ def likest(lists: pa.ChunkedArray, embeddings: np.ndarray) -> tuple[np.ndarray, 
             rows = have[start : start + 1024]
             found = mine[start : start + 1024] @ embeddings.T
             at[rows] = found.argmax(axis=1)
-            cosine[rows] = found[np.arange(len(rows)), at[rows]]
+            cosine[rows] = np.minimum(found[np.arange(len(rows)), at[rows]], 1)  # float16 are of length 1 to three digits
     return cosine, at
 
 
@@ -231,9 +232,9 @@ def _opened(name: str, file: Path, embeddings: bool) -> tuple[ds.Dataset, list[s
 
 def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]]:
     data, wanted = _opened(name, file, embeddings)
-    by = next((column for column in NAMES if column in data.schema.names), None)
-    table = data.to_table([*wanted, *([by] if by else [])])
-    labels = table[by].to_pylist() if by else range(len(table))
+    by = [column for column in NAMES if column in data.schema.names]
+    table = data.to_table([*wanted, *by])
+    labels = pc.coalesce(*(table[column].cast(pa.string()) for column in by)).to_pylist() if by else range(len(table))
     return table, [f"{name}/{label if label is not None else at}" for at, label in enumerate(labels)]
 
 
