@@ -48,7 +48,8 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     for row in rows:
         by_fate.setdefault(told[row]["fate"], []).append({**told[row], "better": told.get(better.get(row, -1))})
     above = parents.shown(con, known.run.config.run.seed) if report["expanded"] else {}
-    return {"rows": told, "each": examples.each(con), "by_fate": by_fate, "members": members, "evaluated": evaluated, "parents": above}
+    chosen = {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated, "parents": above}
+    return {**chosen, "each": examples.each(con), "pictures": pictures}
 
 
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:

@@ -190,7 +190,9 @@ def test_the_sheet_blurs_what_is_unsafe_and_goes_when_pictures_are_not_wanted(se
     assert (run / "report" / "samples.jpg").exists()
     made(server, tmp_path / "run", stages(server, []), report={"thumbnails": False})
     assert not (run / "report" / "samples.jpg").exists()
-    assert "data:image/jpeg" not in (run / "report" / "index.html").read_text(encoding="utf-8")
+    text = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in text
+    assert "no picture" not in text, "nor a frame where one would stand"
 
 
 def test_pages_of_former_shards_are_not_left_beside_a_report_that_has_none(
