@@ -7,8 +7,10 @@ page can reach it by a name of its own that leads here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from pipeline.report import examples, page, tables
 from pipeline.runs import reopen
 from stages.lib.imagetype import sniff
 
-PAGE, MOST_PAGES = 50, 20_000  # rows of a page; pages that can be turned to
+PAGE, MOST_PAGES = 50, 20_000  # rows of a page; the last one that is found by its number alone
 CHARS = 500  # of a text in the list; a story tells all of it
 FIRST = ("row", "fate", "caption", "url", "host", "similarity", "detail")  # the columns that the page shows first
 HIDDEN = {"caption_hash", "fetched", "part"}
@@ -45,6 +47,7 @@ NUMBERS = (
     "DOUBLE",
     "DECIMAL",
 )
+NOT_LISTED = ("FLOAT[", "DOUBLE[", "STRUCT", "MAP", "BLOB")  # types of columns that nobody looks through, as embeddings
 PICTURES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif", "avif": "image/avif"}
 
 
@@ -65,9 +68,13 @@ class Rows:
         tables.make_facts(self.known, self.con)
         caption = "k.caption" if "caption" in self._columns("known") else "k.source_caption"
         sought = f"lower(concat_ws(chr(0), k.source_caption, {caption}, k.url, f.said))"  # what free text is looked for in
-        kept = ", ".join(f'f."{name}"' for name in self._columns("facts") if name not in {"fate", "detail", "final", "said", *HIDDEN})
+        own = {"fate", "detail", "final", "said", "source_caption", "caption"}
+        held = [name for name in self._columns("facts") if name not in own | HIDDEN]
+        kinds = self.con.execute("SELECT column_name, column_type FROM (DESCRIBE known)").fetchall()
+        more = [name for name, kind in kinds if name not in {*held, *own, *HIDDEN} and not kind.startswith(NOT_LISTED)]
+        listed = ", ".join([*(f'f."{name}"' for name in held), *(f'k."{name}"' for name in more)])
         self.con.execute(
-            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {kept}, k.source_caption, {caption} AS caption, "
+            f"CREATE OR REPLACE TEMP TABLE browsed AS SELECT {listed}, k.source_caption, {caption} AS caption, "
             f"f.final AS fate, f.said AS detail, l.key, {sought} AS sought, {examples.unsafe_sql(self.known, 'k')} AS blurred "
             "FROM facts f JOIN known k ON k.row = f.row JOIN ledger l ON l.row = f.row"
         )
@@ -101,7 +108,7 @@ class Rows:
         sort = asked.get("sort") or "row"
         self._check(sort)
         down = bool(asked.get("down"))
-        number = min(max(_row(asked.get("page") or "0"), 0), MOST_PAGES)
+        number = max(_row(asked.get("page") or "0"), 0)
         listed = ", ".join(
             f'left("{name}", {CHARS}) AS "{name}"' if kind == "VARCHAR" else f'"{name}"' for name, kind in self.columns.items()
         )
@@ -111,6 +118,7 @@ class Rows:
             if asked.get("after") or asked.get("before"):
                 chosen = _beside(source, down, _row(asked.get("after") or asked["before"]), forward=bool(asked.get("after")))
             else:
+                number = min(number, MOST_PAGES, max(total - 1, 0) // PAGE)
                 chosen = f"SELECT row FROM {source} ORDER BY {_order(down)} LIMIT {PAGE} OFFSET {number * PAGE}"
             sql = f"SELECT {listed}, blurred FROM browsed WHERE row IN ({chosen}) ORDER BY {_order(down, sort)}"
             rows = self.con.sql(sql).to_arrow_table()
@@ -227,7 +235,10 @@ def _finite(value: Any) -> Any:
 
 def answer(rows: Rows, target: str) -> tuple[int, str, bytes]:
     """Status, content type and body for a request's target."""
-    address = urlsplit(target)
+    try:
+        address = urlsplit(target)
+    except ValueError:  # no address at all
+        return 404, "text/plain; charset=utf-8", b"nothing here"
     asked = {name: values[-1] for name, values in parse_qs(address.query).items()}
     try:
         if address.path == "/":
@@ -267,7 +278,12 @@ def handler(rows: Rows) -> type[BaseHTTPRequestHandler]:
             if (self.headers.get("Host") or "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
                 self._send(403, "text/plain; charset=utf-8", b"this server answers 127.0.0.1 and localhost alone")
                 return
-            self._send(*answer(rows, self.path))
+            try:
+                answered = answer(rows, self.path)
+            except Exception as err:  # a storage that refuses, or a bug: the page is told, and the terminal how it came
+                self._send(500, "text/plain; charset=utf-8", " ".join(str(err).split())[:CHARS].encode())
+                raise
+            self._send(*answered)
 
         def _send(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
@@ -289,16 +305,27 @@ def serve(run: str, port: int = 0, ready: Callable[[str, Any], None] | None = No
     known = reopen(run)
     if not known.published:
         raise UserError(f"{run}: the run is not finished; repeat `shardmill run`")
-    with views.connect(known.run.store) as con:
-        rows = Rows(known, con)
-        try:
-            server = ThreadingHTTPServer(("127.0.0.1", port), handler(rows))
-        except OSError as err:
-            raise UserError(f"--port {port}: cannot listen on 127.0.0.1: {err}") from err
-        with server:
-            address = f"http://127.0.0.1:{server.server_address[1]}/"
+    # The port is taken first, since reading the rows may take a while; who asks meanwhile waits.
+    with _listening(port) as server, views.connect(known.run.store) as con:
+        server.RequestHandlerClass = handler(Rows(known, con))
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        with contextlib.suppress(KeyboardInterrupt):  # from here on the end that was told
             if ready:
                 ready(address, server)
             else:
                 print(f"{address}   (Ctrl-C ends it)", flush=True)
             server.serve_forever()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a page that was left before its answer was there."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def _listening(port: int) -> ThreadingHTTPServer:
+    try:
+        return _Server(("127.0.0.1", port), BaseHTTPRequestHandler)
+    except OSError as err:
+        raise UserError(f"--port {port}: cannot listen on 127.0.0.1: {err}") from err

@@ -1,4 +1,4 @@
-"""`shardmill clean`: removes what nobody needs of a run any more: old keys and leftovers of killed workers."""
+"""`shardmill clean`: removes what nobody needs of a run any more: old keys, comparisons of former shards, what killed workers left."""
 
 from __future__ import annotations
 
@@ -28,11 +28,26 @@ def run(folder: str) -> list[str]:
                 if key not in current and not key.endswith(".json"):
                     removed.append(f"{phase}/{key}")
                     store.remove(removed[-1])
+        removed += _comparisons(store)
         store.remove("tmp")
         removed += store.sweep()
     for path in removed:
         print(f"removed {store.address(path)}")
     print(f"{len(removed)} removed; the current keys of {store.url} stay")
+    return removed
+
+
+def _comparisons(store: Store) -> list[str]:
+    """Removes what `shardmill compare` wrote of former shards of this run; their names."""
+    _, published = states(store)
+    removed = []
+    for name in store.names("report", ".json"):
+        found = store.read_json(f"report/{name}") if name.startswith("compare-") and published else {}
+        shards = found.get("b", {}).get("shards")
+        if published and shards and shards != published["keys"]["shards"]:
+            for path in (f"report/{name}", f"report/{name.removesuffix('.json')}.html"):
+                store.remove(path)
+                removed.append(path)
     return removed
 
 

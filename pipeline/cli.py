@@ -243,7 +243,7 @@ def schema() -> None:
 
 @app.command()
 def clean(run: Run) -> None:
-    """Removes what the current state of a run no longer uses: files of old keys."""
+    """Removes what the current state of a run no longer uses: files of old keys, comparisons of former shards."""
     import pipeline.clean
 
     pipeline.clean.run(run)

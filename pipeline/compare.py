@@ -5,6 +5,7 @@ A row that stands in a list n times is the same row n times: rows are paired by 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipeline import views
@@ -17,6 +18,8 @@ from pipeline.runs import reopen
 from pipeline.stage import KEPT
 
 MOVES, EACH, CHARS = 30, 5, 200  # kinds of moves that are told, rows of each, characters of a text
+VALUE = 5_000  # characters of a value of a config
+MOVED = "FROM facts_a a JOIN facts_b b ON a.uid = b.uid AND a.nth = b.nth WHERE a.final <> b.final"  # rows of both whose fate differs
 
 
 def compare(run_a: str, run_b: str) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def compare(run_a: str, run_b: str) -> dict[str, Any]:
             "expanded": _expanded(a, b),
             "funnel": _funnel(con),
             "overlap": _overlap(con),
+            "moved": _moved(con),
             "moves": _moves(con),
             "histograms": {name: found for name in names if (found := _histograms(con, name))},
             "categories": _categories(con, [name for name in tables.categories_of(b) if name in tables.categories_of(a)]),
@@ -63,7 +67,11 @@ def _differences(a: Known, b: Known) -> list[dict[str, Any]]:
     one, other = (_flat((known.run.given or known.run.config).model_dump(mode="json")) for known in (a, b))
     skipped = ("run.name", "run.root", "about")
     keys = [key for key in dict.fromkeys((*one, *other)) if not key.startswith(skipped)]
-    return [{"key": key, "a": one.get(key), "b": other.get(key)} for key in keys if one.get(key) != other.get(key)]
+    return [{"key": key, "a": _short(one.get(key)), "b": _short(other.get(key))} for key in keys if one.get(key) != other.get(key)]
+
+
+def _short(text: str | None) -> str | None:
+    return f"{text[:VALUE]} …" if text and len(text) > VALUE else text
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -74,7 +82,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {
             key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
         }
-    return {prefix: str(value)[:CHARS]}
+    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
 
 
 def _funnel(con: Any) -> list[dict[str, Any]]:
@@ -134,12 +142,31 @@ def _overlap(con: Any) -> dict[str, int]:
     return {**rows, "kept_by_both": kept_both, "kept_by_a_alone": kept_only_a, "kept_by_b_alone": kept_only_b}
 
 
+def overlap_told(found: dict[str, Any]) -> list[tuple[str, int]]:
+    """The overlap in words, the runs by their letters and names."""
+    a, b = (f"{side.upper()} ({found[side]['run']})" for side in "ab")
+    words = {
+        "in_both": "in both lists",
+        "only_in_a": f"only in the list of {a}",
+        "only_in_b": f"only in the list of {b}",
+        "kept_by_both": "in both, kept by both",
+        "kept_by_a_alone": f"in both, kept by {a} alone",
+        "kept_by_b_alone": f"in both, kept by {b} alone",
+    }
+    return [(words[name], rows) for name, rows in found["overlap"].items()]
+
+
+def _moved(con: Any) -> dict[str, int]:
+    """Rows of both runs whose fate differs, and in how many ways."""
+    sql = f"SELECT count(*) AS rows, count(DISTINCT (a.final, b.final)) AS kinds {MOVED}"
+    return _lines(con, sql)[0]
+
+
 def _moves(con: Any) -> list[dict[str, Any]]:
-    """Rows of both runs whose fate differs, by their two fates, with a few of each. Needs B's view `known`."""
-    joined = "FROM facts_a a JOIN facts_b b ON a.uid = b.uid AND a.nth = b.nth WHERE a.final <> b.final"
+    """The most frequent of them, by their two fates, with a few of each. Needs B's view `known`."""
     sql = (
         f"SELECT a.final AS a, b.final AS b, count(*) AS rows, arg_min({{'a': a.row, 'b': b.row, 'why_a': a.said, "
-        f"'why_b': b.said}}, md5(CAST(b.row AS VARCHAR)), {EACH}) AS examples {joined} "
+        f"'why_b': b.said}}, md5(CAST(b.row AS VARCHAR)), {EACH}) AS examples {MOVED} "
         f"GROUP BY a.final, b.final ORDER BY rows DESC, a.final, b.final LIMIT {MOVES}"
     )
     moves = _lines(con, sql)
@@ -170,7 +197,7 @@ def _lines(con: Any, sql: str) -> list[dict[str, Any]]:
 
 
 def show(run_a: str, run_b: str) -> None:
-    """Writes report/compare-NAME.json and .html into the second run, NAME being the first one's and its shards'; prints the fates."""
+    """Writes report/compare-NAME-KEY.json and .html into the second run, for the first one's name and shards; prints the fates."""
     from rich.console import Console
     from rich.table import Table
 
@@ -178,15 +205,18 @@ def show(run_a: str, run_b: str) -> None:
     store = reopen(run_b).run.store
     name = f"report/compare-{found['a']['run']}-{found['a']['shards'][:8]}"
     store.write_json(f"{name}.json", found)
-    store.write(
-        f"{name}.html", page.html("compare.html", "compare.js", {"histograms": found["histograms"]}, found=found, kept=KEPT).encode()
-    )
+    columns = [column for column, one in found["histograms"].items() if sum(one["a"]["kept"]) + sum(one["b"]["kept"])]
+    values: dict[str, Any] = {"found": found, "overlap": overlap_told(found), "columns": columns}
+    store.write(f"{name}.html", page.html("compare.html", "compare.js", {"histograms": found["histograms"]}, **values).encode())
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("fate", "a", "b", "b - a"):
+    for column in ("fate", "A", "B", "B - A"):
         table.add_column(column, justify="left" if column == "fate" else "right")
     for line in found["funnel"]:
         table.add_row(line["fate"], f"{line['a']:,}", f"{line['b']:,}", f"{line['b'] - line['a']:+,}")
     console = Console(markup=False)
+    for side in "ab":
+        console.print(f"{side.upper()}: {found[side]['run']}, {found[side]['folder']}", soft_wrap=True)
     console.print(table)
-    console.print(", ".join(f"{key.replace('_', ' ')} {rows:,}" for key, rows in found["overlap"].items()), soft_wrap=True)
+    for words, rows in overlap_told(found):
+        console.print(f"{words}: {rows:,}", soft_wrap=True)
     console.print(f"comparison: {store.address(name + '.html')}", soft_wrap=True)

@@ -26,6 +26,7 @@ TOLD = {
 }  # fmt: skip
 VALUES, CHARS = 8, 120  # of a list, and of a text, among the other columns
 MOST = 20  # rows that are told, and children of each
+MOST_ROWS = 2**63 - 1  # no row has a greater number
 
 
 def stories(run: str, what: str) -> list[dict[str, Any]]:
@@ -35,6 +36,10 @@ def stories(run: str, what: str) -> list[dict[str, Any]]:
     Where a stage makes several rows of one, each is a row of the input with its `children`: all, or those that were asked for.
     Raises UserError when there is none, and where the run has no ledger yet.
     """
+    try:
+        what.encode()
+    except UnicodeEncodeError as err:
+        raise UserError(f"{what!r}: not UTF-8, which all texts of a run are") from err
     known = reopen(run)
     if not known.run.store.exists(f"ledger/{known.keys['shards']}/done.json"):
         raise UserError(f"{run}: the run is not finished; repeat `shardmill run`")
@@ -85,7 +90,7 @@ def _test(what: str, expanded: bool) -> tuple[str, list[Any]]:
     """SQL of the ledger's lines that are asked for, and its values. A number is a child's or an input row's, never either."""
     if match := re.fullmatch(r"(row|child)=(\d+)", what):
         mine = "true" if not expanded else f"parent IS {'NOT ' if match[1] == 'child' else ''}NULL"
-        return f"row = ? AND {mine}" if expanded or match[1] == "row" else "false AND row = ?", [int(match[2])]
+        return f"row = ? AND {mine}" if expanded or match[1] == "row" else "false AND row = ?", [min(int(match[2]), MOST_ROWS)]
     if match := re.fullmatch(r"(host|text)=(.+)", what, re.DOTALL):
         if match[1] == "host":
             return f"lower(regexp_extract(url, '{views.HOST}', 1)) = lower(?)", [match[2]]

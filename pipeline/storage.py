@@ -43,7 +43,10 @@ class Store:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url, **self.options)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url, **self.options)
+        except (ValueError, ImportError, OSError) as err:  # a protocol that fsspec does not know or lacks a package for; nobody answers
+            raise (TransientError if isinstance(err, OSError) else UserError)(f"{self.url}: cannot be opened: {err}") from err
         return fs, root.rstrip("/")
 
     @property
@@ -306,13 +309,10 @@ class Store:
 
     def sweep(self) -> list[str]:
         """Removes temporary files that killed writers left behind (local file systems only); nobody may be writing."""
-        if not self.local:
-            return []
-        root = Path(self.full(""))
-        left = [path for path in root.rglob(".*.tmp") if path.is_file()]
+        left = [path for path in Path(self.full("")).rglob(".*.tmp") if path.is_file()] if self.local else []
         for path in left:
             path.unlink()
-        return [str(path.relative_to(root)) for path in left]
+        return [str(path.relative_to(self.full(""))) for path in left]
 
 
 class Committed(fsspec.AbstractFileSystem):  # type: ignore[misc]

@@ -46,7 +46,7 @@ class Unsafe:
             if name == TAG:
                 hit = pc.equal(column, "NSFW")
             elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-                hit = pc.greater_equal(column.cast(pa.float64()), self.least)
+                hit = pc.invert(pc.less(column.cast(pa.float64()), self.least))  # NaN says nothing: hidden, as in the page
             else:
                 continue
             found |= set(table["key"].filter(pc.fill_null(hit, False)).to_pylist())

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -24,8 +25,9 @@ from stages.lib import imagedecode, imagetype, phash
 from stages.lib.hamming import parse_hashes
 
 CELLS = 1 << 22  # comparisons at a time: 32 MB of bit differences
+BEGINNING = 4096  # bytes of a file by which its type is known
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-NAMES = ("key", "uid", "url")  # the column of a Parquet file that names its images: the first that is there
+NAMES = ("key", "uid", "url")  # the columns of a Parquet file that name its images: the first that holds anything
 
 
 class Options(Strict):
@@ -65,7 +67,7 @@ class Decontaminate(Stage):
     """Finds for each picture the nearest evaluation image within the limits."""
 
     name = "decontaminate"
-    version = 2
+    version = 3
     adds = {
         "eval_match": Column(pa.string(), "SET/NAME of the nearest evaluation image within the limits; null: none"),
         "eval_distance": Column(pa.int32(), "bits of 64 that differ from that image's perceptual hash; null: none within max_distance"),
@@ -84,15 +86,17 @@ class Decontaminate(Stage):
             self.adds = {**type(self).adds, "eval_similarity": Column(pa.float32(), told)}
 
     def check_ready(self) -> None:
-        """Raises UserError for a set without an image, or without what is compared."""
+        """Raises UserError for a set without an image, or without what is compared, as far as it shows without decoding a picture."""
         for name, path in self.config.sets.items():
             files = _files(Path(path))
             if not files:
                 raise UserError(f"stages.decontaminate.sets.{name}: {path} holds no images, tars or Parquet files")
-            if self.config.min_similarity is not None and {file.suffix for file in files} != {".parquet"}:
+            if self.config.min_similarity is not None and {file.suffix.lower() for file in files} != {".parquet"}:
                 raise UserError(
-                    f"stages.decontaminate.sets.{name}: min_similarity needs Parquet with image_embedding, as a run's scores are"
+                    f"stages.decontaminate.sets.{name}: min_similarity needs Parquet with image_embedding, as shards with scores.embeddings"
                 )
+            for file in files:
+                _check(name, file, self.config.min_similarity is not None)
 
     def open(self) -> None:
         self.check_ready()
@@ -145,7 +149,7 @@ def likest(lists: pa.ChunkedArray, embeddings: np.ndarray) -> tuple[np.ndarray, 
             rows = have[start : start + 1024]
             found = mine[start : start + 1024] @ embeddings.T
             at[rows] = found.argmax(axis=1)
-            cosine[rows] = found[np.arange(len(rows)), at[rows]]
+            cosine[rows] = np.minimum(found[np.arange(len(rows)), at[rows]], 1)  # float16 are of length 1 to three digits
     return cosine, at
 
 
@@ -154,7 +158,7 @@ def read(sets: dict[str, str], embeddings: bool) -> Known:
     names, hashes, embedded, vectors = list[str](), list[str](), list[str](), list[np.ndarray]()
     for name, path in sets.items():
         for file in _files(Path(path)):
-            if file.suffix == ".parquet":
+            if file.suffix.lower() == ".parquet":
                 table, labels = _table(name, file, embeddings)
                 for label, text in zip(labels, table["phash"].to_pylist(), strict=True):
                     if text is not None:
@@ -198,7 +202,22 @@ def _hashed(file: Path) -> Path:
         return file  # it is told when it is read
 
 
-def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]]:
+def _check(name: str, file: Path, embeddings: bool) -> None:
+    if file.suffix.lower() == ".parquet":
+        _opened(name, file, embeddings)
+    elif file.suffix.lower() != ".tar":
+        try:
+            with file.open("rb") as handle:
+                kind = imagetype.sniff(handle.read(BEGINNING))
+        except OSError as err:
+            raise UserError(f"stages.decontaminate.sets.{name}: {file} cannot be read: {err}") from err
+        if kind not in imagedecode.READERS:
+            told = f"{kind} is not read" if kind else "no image by its first bytes"
+            raise UserError(f"stages.decontaminate.sets.{name}: {file} cannot be compared: {told}")
+
+
+def _opened(name: str, file: Path, embeddings: bool) -> tuple[ds.Dataset, list[str]]:
+    """A Parquet file and its columns that are compared."""
     wanted = ["phash", *(["image_embedding"] if embeddings else [])]
     try:
         data = ds.dataset(file)
@@ -208,9 +227,14 @@ def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]
         raise UserError(
             f"stages.decontaminate.sets.{name}: {file} has no column {' and '.join(lacking)}; it has {', '.join(data.schema.names)}"
         )
-    by = next((column for column in NAMES if column in data.schema.names), None)
-    table = data.to_table([*wanted, *([by] if by else [])])
-    labels = table[by].to_pylist() if by else range(len(table))
+    return data, wanted
+
+
+def _table(name: str, file: Path, embeddings: bool) -> tuple[pa.Table, list[str]]:
+    data, wanted = _opened(name, file, embeddings)
+    by = [column for column in NAMES if column in data.schema.names]
+    table = data.to_table([*wanted, *by])
+    labels = pc.coalesce(*(table[column].cast(pa.string()) for column in by)).to_pylist() if by else range(len(table))
     return table, [f"{name}/{label if label is not None else at}" for at, label in enumerate(labels)]
 
 

@@ -20,6 +20,7 @@ from pipeline.storage import Store
 
 FORMER, GONE = "former: ", "run.json is missing: this report cannot be made anew"
 PAGES = ("index.html", "README.md", "croissant.json")
+FILES = {*PAGES, "report.json", thumbnails.SHEET.rpartition("/")[2]}  # beside them comparisons may lie, which are no part of it
 PAGE_ROWS = 100_000  # above, a run does not wait for the page: `shardmill report RUN` writes it
 
 
@@ -47,7 +48,7 @@ def write(known: Known, con: Any, balances: dict[str, Balance], facts: dict[str,
     else:  # those of former shards would be taken for these ones'
         for name in PAGES:
             run.store.remove(f"report/{name}")
-    report["files"] = run.store.names("report")
+    report["files"] = [name for name in run.store.names("report") if name in FILES]
     run.store.write_json("report/report.json", report)
     return report
 

@@ -22,7 +22,7 @@ PAIRS = ("image-text pairs", ["image-to-text", "text-to-image", "zero-shot-image
 CLIPS = ("clips of videos with their texts", ["video-text-to-text", "text-to-video"], "video-text-pairs")
 LANGUAGES = 0.01  # of the kept rows with a language, from which it is named
 MOST_FILES = 10_000  # of croissant.json: beyond, the reader would take minutes for the list alone
-ALWAYS = {"key": "the sample's name in its shard", "url": "where the image came from", "caption": "the cleaned caption"}
+ALWAYS = {"key": "the sample's name in its shard", "url": "where the {medium} came from", "caption": "the cleaned caption"}
 
 
 def write(known: Known, report: dict[str, Any], template: Any) -> None:
@@ -33,6 +33,8 @@ def write(known: Known, report: dict[str, Any], template: Any) -> None:
     store.write("report/README.md", readme(known, report, about, template).encode())
     if len(manifest["shards"]) <= MOST_FILES:
         store.write_json("report/croissant.json", croissant(known, report, about, manifest))
+    else:
+        store.remove("report/croissant.json")  # of former shards
 
 
 def readme(known: Known, report: dict[str, Any], about: dict[str, str], template: Any) -> str:
@@ -70,7 +72,9 @@ def _fields(known: Known) -> dict[str, tuple[pa.DataType, str]]:
     meanings = {"row": "the number of the row, counted from 0"}
     meanings |= {name: column.meaning for entry in known.run.entries for name, column in entry.stage.adds.items()}
     there = {name: kind for name, kind in columns_known(known.run).items() if _listed(name, kind)}
-    return {**{name: (pa.string(), meaning) for name, meaning in ALWAYS.items()}, **{n: (k, meanings.get(n, "")) for n, k in there.items()}}
+    medium = "image" if "image" in known.run.layout.media else "video"
+    always = {name: (pa.string(), meaning.replace("{medium}", medium)) for name, meaning in ALWAYS.items()}
+    return {**always, **{n: (k, meanings.get(n, "")) for n, k in there.items()}}
 
 
 def _listed(name: str, kind: pa.DataType) -> bool:

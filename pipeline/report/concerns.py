@@ -47,7 +47,8 @@ def _models(report: dict[str, Any], say: Any) -> None:
         if one["kept"]:
             say(
                 "evaluation_images",
-                f"{one['kept']:,} kept rows are near images of the evaluation set {one['name']}: eval_match IS NULL keeps the others.",
+                f"Near images of the evaluation set {one['name']}, {one['kept']:,} row{'' if one['kept'] == 1 else 's'} kept: "
+                "eval_match IS NULL keeps the others alone.",
             )
 
 
@@ -80,7 +81,7 @@ def _repeats(report: dict[str, Any], say: Any) -> None:
             if one["rows"] >= max(REPEAT_LEAST, REPEAT_SHARE * report["rows_in"]):
                 say(
                     f"repeated_{what}",
-                    f"{one['rows']:,} rows have {said[what]}; {one['kept']:,} of them are kept. One is row {one['row']:,}.",
+                    f"{one['rows']:,} rows have {said[what]}; {_of_them(one['kept'])} kept. One is row {one['row']:,}.",
                 )
 
 
@@ -110,13 +111,17 @@ def _shapes(report: dict[str, Any], say: Any) -> None:
             "languages",
             f"{_share(total - kept[0]['rows'], total)} of the captions are in another language than the kept ones ({kept[0]['value']}).",
         )
-    for name in ("original_width", "original_height"):
+    for name in () if report["expanded"] else ("original_width", "original_height"):  # videos have one size mostly
         found = report["histograms"].get(name)
         if found and sum(found["rows"]) >= FEW and found["p05"] == found["p50"] and max(found["rows"]) > ONE_SIZE * sum(found["rows"]):
             say(
                 "one_size",
-                f"At least {ONE_SIZE:.0%} of the images have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
+                f"45% of the images or more have the same {name.removeprefix('original_')}, {found['p50']:.0f} pixels.",
             )
+
+
+def _of_them(rows: int) -> str:
+    return f"{rows:,} of them {'is' if rows == 1 else 'are'}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -6,6 +6,7 @@ Which rows are shown follows from run.seed. On a large run they come from a few 
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections import Counter
 from typing import Any
@@ -19,25 +20,33 @@ from pipeline.thumbnails import small
 from stages.selection.rules import NEAR_DUPLICATE
 
 EACH, MEMBERS, AROUND = 10, 6, 48
+MOST_OF_FATES = 1000  # rows of all fates together: fewer than EACH of each where there are more than a hundred fates
 PARTS = 20  # parts that examples are drawn from first
 SIDE, QUALITY = 120, 72  # of a picture in the page: pixels, JPEG's
-MOST_BYTES = 2_500_000  # of all pictures together: the page stays below 5 MB
+MOST_BYTES, MOST_TEXT = 2_500_000, 1_000_000  # of all pictures, and of all texts, as they stand in the page: it stays below 5 MB
 FALLEN = {f"selection:{name}" for name in NEAR_DUPLICATE}
 BETTER = r", row (\d+) is the better one$"  # in the ledger's words
-CHARS = 400  # of a shown text
+CHARS, LEAST_CHARS = 400, 50  # of a shown text
+TEXTS = ("url", "stored_at", "source_caption", "caption", "detail")
 SHOWN = (
     "uid", "url", "stored_at", "source_caption", "caption", "similarity", "language",
     "original_width", "original_height", "original_format", "http_status", "fetched_bytes", "phash",
 )  # fmt: skip
 
 
+def each(con: Any) -> int:
+    """How many rows of a fate are shown."""
+    ((fates,),) = con.execute("SELECT count(DISTINCT final) FROM facts").fetchall()
+    return max(1, min(EACH, MOST_OF_FATES // max(int(fates), 1)))
+
+
 def of_fates(con: Any, seed: int) -> list[int]:
-    """Rows: EACH of every fate, by chance."""
+    """Rows of every fate, by chance: `each(con)` at most."""
     order = f"CASE WHEN p.place < {PARTS} THEN '0' ELSE '1' END || md5(concat_ws(':', {seed}, f.row))"
     places = (
         f"(SELECT part, row_number() OVER (ORDER BY md5(concat_ws(':', {seed}, part))) - 1 AS place FROM (SELECT DISTINCT part FROM facts))"
     )
-    sql = f"SELECT arg_min(f.row, {order}, {EACH}) FROM facts f JOIN {places} p ON p.part = f.part GROUP BY f.final"
+    sql = f"SELECT arg_min(f.row, {order}, {each(con)}) FROM facts f JOIN {places} p ON p.part = f.part GROUP BY f.final"
     return [row for (found,) in con.execute(sql).fetchall() for row in found]
 
 
@@ -87,15 +96,28 @@ def told(known: Known, con: Any, rows: list[int], pictures: bool, scores: list[s
     columns = f"k.row, {listed}, k.fetch_id, f.final AS fate, f.said AS detail, {unsafe_sql(known, 'k')} AS unsafe"
     sql = f"SELECT {columns} FROM known k JOIN facts f ON f.row = k.row WHERE k.row IN ({wanted})"
     found = {line["row"]: line for line in con.sql(sql).to_arrow_table().to_pylist()}
-    for line in found.values():
-        for name in ("url", "stored_at", "source_caption", "caption", "detail"):
-            if line.get(name) and len(line[name]) > CHARS:
-                line[name] = line[name][:CHARS] + " …"
+    _cut(list(found.values()))
     asked = Counter(found[row]["fetch_id"] for row in rows if row in found and found[row]["fetch_id"])  # in order of importance
     images = _pictures(known, con, asked) if pictures else {}
     for line in found.values():
         line["picture"] = images.get(line["fetch_id"])
     return found
+
+
+def _cut(lines: list[dict[str, Any]]) -> None:
+    """Cuts texts to CHARS, or to less where all of them together are more than MOST_TEXT bytes in a page, in which a quote takes five."""
+    chars = CHARS
+    while True:
+        cut = [{name: _beginning(line[name], chars) for name in TEXTS if line.get(name)} for line in lines]
+        if chars <= LEAST_CHARS or sum(len(html.escape(text).encode()) for one in cut for text in one.values()) <= MOST_TEXT:
+            break
+        chars //= 2
+    for line, texts in zip(lines, cut, strict=True):
+        line.update(texts)
+
+
+def _beginning(text: str, chars: int) -> str:
+    return f"{text[:chars]} …" if len(text) > chars else text
 
 
 def picture_sql(columns: list[str]) -> str | None:

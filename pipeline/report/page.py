@@ -48,7 +48,8 @@ def gather(known: Known, con: Any, report: dict[str, Any]) -> dict[str, Any]:
     for row in rows:
         by_fate.setdefault(told[row]["fate"], []).append({**told[row], "better": told.get(better.get(row, -1))})
     above = parents.shown(con, known.run.config.run.seed) if report["expanded"] else {}
-    return {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated, "parents": above}
+    chosen = {"rows": told, "by_fate": by_fate, "members": members, "evaluated": evaluated, "parents": above}
+    return {**chosen, "each": examples.each(con), "pictures": pictures}
 
 
 def render(report: dict[str, Any], shown: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": lambda n: f"{n:,}", "share": lambda part, whole: f"{part / max(whole, 1):.1%}"}
-    environment.filters |= {"size": _size, "span": _span, "seconds": seconds.told}
+    environment.filters |= {"size": _size, "span": _span, "number": _number, "seconds": seconds.told}
     return environment
 
 
@@ -103,6 +104,12 @@ def template(name: str) -> Any:
 def _span(seconds: float) -> str:
     """Seconds for people."""
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def _number(value: float) -> str:
+    """Four significant digits for people: 91,900, not 9.19e+04."""
+    text = f"{value:.4g}"
+    return f"{float(text):,.0f}" if 1e3 <= abs(value) < 1e15 else text
 
 
 def _size(n: int) -> str:

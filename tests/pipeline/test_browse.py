@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import signal
+import socket
+import struct
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ import pytest
 from pipeline import browse, explain
 from pipeline.errors import UserError
 from tests.pipeline.test_report_browser import accessibility, browser, keep_picture  # noqa: F401 - browser is a fixture
-from tests.support.corpus import fates, ledger
+from tests.support.corpus import command, fates, ledger
 from tests.support.reported import ROWS
 from tests.support.server import Server
 
@@ -125,6 +131,8 @@ def test_only_this_machine_is_answered(address: str) -> None:
     for host in (f"evil.example:{port}", "evil.example", "", f"127.0.0.1.evil.example:{port}"):
         assert get(address, "/rows", named=host or " ")[0] == 403
     assert get(address, "/../../etc/passwd")[0] == 404
+    assert browse.answer(None, "http://[/rows")[0] == 404, "no address at all"  # type: ignore[arg-type]
+    assert rows(address, page=10**17) == rows(address, page=(ROWS - 1) // browse.PAGE), "there is nothing behind the last page"
 
 
 def test_a_story_is_found_by_host_and_by_words(shown: tuple[Path, Server, Path]) -> None:
@@ -161,3 +169,81 @@ def test_the_page_in_a_browser(address: str, browser: Any, width: int) -> None: 
     assert "uid" in page.locator("#story dd").first.inner_text()
     context.close()
     assert faults == []
+
+
+def test_back_forward_and_reload_lead_to_what_was_asked(address: str, browser: Any) -> None:  # noqa: F811
+    expect = pytest.importorskip("playwright.sync_api").expect
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(address)
+    place, found = page.locator("#place"), page.locator("#found")
+    expect(place).to_have_text("page 1 of 3")
+    page.get_by_role("button", name="After").click()
+    expect(place).to_have_text("page 2 of 3")
+    second = page.locator("#rows li dd").first.inner_text()
+    page.locator("[name=fate]").select_option("kept")
+    expect(found).to_have_text(re.compile("^56 rows"))
+    page.go_back()
+    expect(found).to_have_text(re.compile(f"^{ROWS} rows"))
+    expect(place).to_have_text("page 2 of 3")
+    expect(page.locator("#rows li dd").first).to_have_text(second)
+    assert page.locator("[name=fate]").input_value() == ""
+    page.go_forward()
+    expect(found).to_have_text(re.compile("^56 rows"))
+    page.reload()
+    expect(found).to_have_text(re.compile("^56 rows"))
+    assert page.locator("[name=fate]").input_value() == "kept"
+    page.locator("[name=column]").select_option("concepts")
+    page.locator("[name=is]").fill("violin")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(found).to_have_text(re.compile(r"^\d rows"))
+    assert page.locator("#rows li", has_text="concepts").count() == page.locator("#rows li").count()
+    page.locator("[name=least]").fill("x")
+    page.locator("[name=column]").select_option("similarity")
+    expect(found).to_have_text("not a number: 'x'")
+    page.goto(f"{address}?sort=nothing&down=1&page=x")
+    expect(found).to_have_text(re.compile("no column|not a number"))
+    context.close()
+
+
+def test_a_port_that_is_taken_is_told_before_the_rows_are_read(
+    address: str, shown: tuple[Path, Server, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "Rows", lambda *_: pytest.fail("rows were read"))
+    with pytest.raises(UserError, match="cannot listen on 127"):
+        browse.serve(str(shown[0]), int(urlsplit(address).port or 0))
+
+
+def test_what_goes_wrong_is_told_to_the_page_and_a_page_that_was_left_to_nobody(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = urlsplit(address)
+    for _ in range(20):
+        left = socket.create_connection((str(place.hostname), place.port), timeout=20)
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        left.sendall(b"GET /rows HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        left.close()
+    assert rows(address)["total"] == ROWS
+    assert capsys.readouterr().err == ""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(browse.Rows, "find", refuse)
+    assert get(address, "/rows")[::2] == (500, b"the disk is gone")
+    said, until = "", time.monotonic() + 20  # by the server's thread, after its answer
+    while "the disk is gone" not in said and time.monotonic() < until:
+        said += capsys.readouterr().err
+        time.sleep(0.05)
+    assert "the disk is gone" in said
+
+
+def test_ctrl_c_is_the_end_that_was_told_and_no_fault(shown: tuple[Path, Server, Path]) -> None:
+    arguments, environment = command("browse", str(shown[0])), {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, start_new_session=True, env=environment, **pipes) as going:
+        assert going.stdout
+        assert "Ctrl-C ends it" in going.stdout.readline()
+        os.killpg(going.pid, signal.SIGINT)
+        said = going.communicate(timeout=60)
+    assert (going.returncode, said) == (0, ("", ""))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import report, views
-from pipeline.report import tables, work
+from pipeline.report import concerns, page, tables, work
 from pipeline.storage import Store
 from tests.pipeline.conftest import Made
 from tests.support.corpus import fates
@@ -55,6 +55,28 @@ def test_quantiles_that_are_sorted_on_disk_are_those_that_are_held_in_memory(val
         held = tables.quantiles(con, "numbers", len(values), shares)
         patch.setattr(tables, "HELD", 0)
         assert tables.quantiles(con, "numbers", len(values), shares) == held
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(91_900.4, "91,900"), (9.19e9, "9,190,000,000"), (1527.0, "1,527"), (0.4449, "0.4449"), (1e-5, "1e-05")],
+)
+def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
+    assert page._number(value) == text
+
+
+def test_one_row_is_and_two_rows_are_and_videos_of_one_size_are_no_concern() -> None:
+    one = {"edges": [320, 321], "rows": [200], "kept": [200], "p05": 320.0, "p50": 320.0}
+    told = {
+        "rows_in": 200, "kept": 200, "scorer": None, "scored": "not scored", "fetches": {"asked": 0, "fetched": 0}, "hosts": {"top": []},
+        "funnel": [], "decontamination": {}, "categories": {}, "histograms": {"original_width": one}, "expanded": {},
+        "repeats": {"captions": [{"rows": 14, "kept": 1, "row": 88}], "images": [{"rows": 24, "kept": 2, "row": 5}]},
+    }  # fmt: skip
+    said = {warning["code"]: warning["text"] for warning in concerns.find(told)}
+    assert said["repeated_captions"] == "14 rows have one caption; 1 of them is kept. One is row 88."
+    assert "2 of them are kept" in said["repeated_images"]
+    assert said["one_size"] == "45% of the images or more have the same width, 320 pixels."
+    assert "one_size" not in {warning["code"] for warning in concerns.find({**told, "expanded": {"with_kept": 1}})}
 
 
 def test_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline import compare
 from tests.support.server import Server
 
 WIDTHS = (1280, 390)
@@ -193,3 +194,16 @@ def test_axe_finds_no_fault(shown: tuple[Path, Server, Path], visit: Any, scheme
     for details in page.query_selector_all("details"):
         details.evaluate("one => one.open = true")
     assert accessibility(page) == []
+
+
+@pytest.mark.ray
+def test_a_comparison_fits_its_window_and_axe_finds_no_fault(shown: tuple[Path, Server, Path], visit: Any, tmp_path: Path) -> None:
+    shutil.copytree(shown[0], tmp_path / "test")
+    compare.show(str(shown[0]), str(tmp_path / "test"))
+    (path,) = (tmp_path / "test" / "report").glob("compare-*.html")
+    for width, scheme in zip(WIDTHS, ("light", "dark"), strict=True):
+        page = visit(path, width, scheme)
+        assert page.locator(".chart canvas").count() == page.locator(".chart").count() > 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert accessibility(page) == []
+        keep_picture(page, f"compare-{width}-{scheme}")

@@ -162,3 +162,20 @@ def test_a_folder_with_brackets_is_told_as_it_is(server: Server, tmp_path: Path,
     report.show(run)
     compare.show(run, run)
     assert capsys.readouterr().out.count(f"{run}/") == 3, "shards, report, comparison"
+
+
+def test_hundreds_of_fates_and_texts_of_nothing_but_quotes_leave_the_page_small(server: Server, tmp_path: Path) -> None:
+    """Each fate shows fewer rows, and texts are cut to less."""
+    lists, rows = listed(server, tmp_path), 900
+    urls = [server.url(f"/{n % ROWS}.jpg?" + "'" * 500, "host.test") for n in range(rows)]
+    texts = ['"&<' * 300 + f" {n}" for n in range(rows)]
+    pq.write_table(pa.table({"URL": urls, "TEXT": texts}), lists / "list.parquet")
+    given = stages(server, [{"name": f"rule_{n}", "keep": f"row % 300 <> {n}"} for n in range(290)])
+    del given["dedup"], given["image_dedup"]
+    run = made(server, tmp_path, given)
+    assert len(told(run)["funnel"]) == 291
+    text = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert len(text.encode()) < 5_000_000
+    shown = [part.partition("</details>")[0].count('<li class="row">') for part in re.split(r'<details id="fate-', text)[1:]]
+    assert shown == [3] * 291
+    assert "opens up to 3 of its rows" in text

@@ -174,7 +174,7 @@ def test_the_sheet_blurs_what_is_unsafe_and_goes_when_pictures_are_not_wanted(se
     columns = {
         "key": ["0", "1", "2", None],
         "claimed_nsfw": ["NSFW", None, None, "NSFW"],
-        "nsfw": pa.array([0, 0.7, None, 1], pa.float32()),
+        "nsfw": pa.array([0, float("nan"), None, 1], pa.float32()),  # a NaN says nothing, so it is hidden
     }
     pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
     thumbnails.write(Store(str(tmp_path)), ["00000.tar"], thumbnails.Unsafe(("nsfw", "none"), 0.5))
@@ -190,7 +190,9 @@ def test_the_sheet_blurs_what_is_unsafe_and_goes_when_pictures_are_not_wanted(se
     assert (run / "report" / "samples.jpg").exists()
     made(server, tmp_path / "run", stages(server, []), report={"thumbnails": False})
     assert not (run / "report" / "samples.jpg").exists()
-    assert "data:image/jpeg" not in (run / "report" / "index.html").read_text(encoding="utf-8")
+    text = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in text
+    assert "no picture" not in text, "nor a frame where one would stand"
 
 
 def test_pages_of_former_shards_are_not_left_beside_a_report_that_has_none(
@@ -352,3 +354,20 @@ def test_croissant_gives_each_frame_with_its_clip(films: Path) -> None:
 def test_a_page_never_shows_none_for_a_url(films: Path) -> None:
     assert page.template("page.html")
     assert '<dd class="url">None</dd>' not in (films / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_column_that_can_be_read_in_a_line_can_be_looked_through(server: Server, tmp_path: Path) -> None:
+    """Whatever rules there are: also those that no rule and no figure of the report reads."""
+    listed(server, tmp_path, id=[f"id{n}" for n in range(ROWS)], colour=["red" if n % 3 else "blue" for n in range(ROWS)])
+    (tmp_path / "words.txt").write_text("tractor\nviolin\nred")
+    rules = [{"name": "long", "keep": "length(caption) + length(source_caption) > 0"}]
+    run = made(server, tmp_path, stages(server, rules, concepts={"words": str(tmp_path / "words.txt")}))
+    everything = looked_at(run)["rows"]
+    assert {"concepts", "carried", "source_id", "final_url"} <= {*everything[0]}
+    assert not [name for name in everything[0] if name.startswith(("caption_", "caption:", "source_caption_"))]
+    held = [row["row"] for row in everything if "red" in row["concepts"]]
+    assert [row["row"] for row in looked_at(run, column="concepts", **{"is": "red"})["rows"]] == held != []
+    assert [row["row"] for row in looked_at(run, column="source_id", **{"is": "id7"})["rows"]] == [7]
+    for name in everything[0]:
+        if name != "blurred":
+            assert looked_at(run, sort=name, down="1")["total"] == ROWS

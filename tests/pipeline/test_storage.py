@@ -230,3 +230,13 @@ def test_attempts_are_counted_until_the_part_is_committed(store: Store) -> None:
 def test_addition_names_are_read_back() -> None:
     assert addition_of(addition_name(12, 3)) == (12, 3)
     assert addition_of(addition_name(123456, 0)) == (123456, 0)
+
+
+def test_a_protocol_that_nobody_knows_is_told_in_a_line() -> None:
+    with pytest.raises(UserError, match=r"^nowhere://a/b: cannot be opened: Protocol not known"):
+        Store("nowhere://a/b").exists("run.json")
+
+
+def test_a_server_that_is_not_there_may_come_back() -> None:
+    with pytest.raises(TransientError, match=r"^ftp://127.0.0.1:1/x: cannot be opened: .*refused"):
+        Store("ftp://127.0.0.1:1/x").exists("run.json")

@@ -97,8 +97,8 @@
       box.querySelector(".command").textContent = one.command.replace(change + "{}", () => change + text);
       input.setAttribute("aria-valuetext", text + ", " + count(kept) + " rows kept");
       const score = (figure) => Number(figure.dataset.score);
-      const lower = near.filter((figure) => below ? score(figure) <= bound : score(figure) < bound).slice(-5).reverse();
-      const upper = near.filter((figure) => below ? score(figure) > bound : score(figure) >= bound).slice(0, 5);
+      const lower = near.filter((figure) => below ? score(figure) <= bound : score(figure) < bound).slice(-4).reverse();
+      const upper = near.filter((figure) => below ? score(figure) > bound : score(figure) >= bound).slice(0, 4);
       const [stay, go] = below ? [lower, upper] : [upper, lower];
       box.querySelector(".near").append(...near);
       box.querySelector(".stay").replaceChildren(...stay);

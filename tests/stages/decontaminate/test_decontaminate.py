@@ -89,6 +89,7 @@ def test_crops_are_found_by_embedding(tmp_path: Path) -> None:
     table = stage(pa.table({"phash": pa.nulls(3, pa.string()), "image_embedding": mine}))
     assert table["eval_match"].to_pylist() == ["s/b", None, None]
     assert table["eval_similarity"].to_pylist() == [pytest.approx(1, abs=2e-3), None, None]
+    assert table["eval_similarity"][0].as_py() <= 1
 
 
 def test_what_cannot_be_compared_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
@@ -99,6 +100,12 @@ def test_what_cannot_be_compared_is_refused_before_the_run(folder: Path, tmp_pat
         entry("decontaminate", {"sets": {"x": str(tmp_path / "empty")}}).stage.check_ready()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="needs Parquet with image_embedding"):
         entry("decontaminate", {"sets": {"x": str(folder)}, "min_similarity": 0.9}).stage.check_ready()  # type: ignore[attr-defined]
+    (folder / "a.jpg").write_bytes(b"<html>no picture</html>")
+    with pytest.raises(UserError, match=r"a\.jpg cannot be compared: no image"):
+        entry("decontaminate", {"sets": {"x": str(folder)}}).stage.check_ready()  # type: ignore[attr-defined]
+    pq.write_table(pa.table({"uid": ["a"]}), tmp_path / "bare.parquet")
+    with pytest.raises(UserError, match="has no column phash"):
+        entry("decontaminate", {"sets": {"x": str(tmp_path / "bare.parquet")}}).stage.check_ready()  # type: ignore[attr-defined]
     (folder / "a.jpg").write_bytes(b"\xff\xd8\xffbroken")
     with pytest.raises(UserError, match=r"a\.jpg cannot be compared"):
         entry("decontaminate", {"sets": {"x": str(folder)}}).stage.open()
@@ -140,6 +147,16 @@ def test_shards_whose_parquet_has_no_hashes_are_read_by_their_tars(tmp_path: Pat
         pq.write_table(pa.table({"key": [f"{shard:05d}0000"], "url": ["http://x.test/"]}), tmp_path / f"{shard:05d}.parquet")
     found = marked({"s": str(tmp_path)}, hashes([encoded(picture(20)), encoded(picture(21)), encoded(picture(22))]))
     assert [match for match, _ in found] == ["s/000000000.jpg", "s/000010000.jpg", None]
+
+
+def test_rows_of_shards_that_were_dropped_have_names_of_their_own(tmp_path: Path) -> None:
+    """Shards list them too, with a null for a key; a place in the file would stand for one row of each shard."""
+    bodies = [encoded(picture(30 + n)) for n in range(4)]
+    mine = hashes(bodies)
+    for shard in range(2):
+        told = {"key": [f"0000{shard}", None], "uid": [f"a{shard}", f"b{shard}"], "phash": mine[2 * shard : 2 * shard + 2]}
+        pq.write_table(pa.table(told), tmp_path / f"{shard:05d}.parquet")
+    assert [match for match, _ in marked({"s": str(tmp_path)}, mine)] == ["s/00000", "s/b0", "s/00001", "s/b1"]
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet"])
