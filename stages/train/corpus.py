@@ -154,6 +154,7 @@ def _found(source: str, options: Options, key: str) -> list[Shard]:
         elif source.endswith(".tar"):
             shards = _named([source], options)
         else:
+            fsspec.core.url_to_fs(source, **options)  # raises here what is told below by its key
             shards = _folder(Store(source, dict(options)), key)
     except (OSError, ValueError, ImportError) as err:
         said = " ".join(str(err).split())[:300]
