@@ -25,7 +25,7 @@ from benchmarks.images import pictures
 from stages.lib import imagedecode, imageencode, imageresize
 
 SIZE = 224
-WAYS = {"antialiased": ("antialiased", 1.5), "area": ("area", 2.0), "area, all pixels": ("area", None)}  # filter, and imageresize.ENOUGH
+WAYS = {**{name: (name, margin) for name, margin in imageresize.ENOUGH.items()}, "area, all pixels": ("area", None)}
 REFERENCES: dict[str, Callable[[Image.Image, tuple[int, int]], np.ndarray]] = {
     "BICUBIC": lambda image, to: np.asarray(image.resize(to, Image.Resampling.BICUBIC)),
     "LANCZOS": lambda image, to: np.asarray(image.resize(to, Image.Resampling.LANCZOS)),

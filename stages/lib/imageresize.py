@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from stages.lib.imagedecode import MARGIN
+
 Mode = Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"]
 Filter = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
-ENOUGH = {"area": 2.0, "antialiased": 1.5}
+ENOUGH = {"area": MARGIN, "antialiased": 1.5}
 """The filters that look at every pixel, and how many of a reduced picture's pixels a side they want for each one that they make; with fewer
 the result is visibly worse than the whole picture's (docs/performance.md)."""
 RESIZER = threading.local()

@@ -58,23 +58,18 @@ def _flush(handle: BinaryIO, pieces: list[bytes | memoryview], see: Callable[[by
 
 
 @cache
-def _template() -> bytes:
+def _parts() -> tuple[bytes, bytes, bytes, int]:
+    """`tarfile`'s block between name and size, between size and checksum, after the checksum; and the sum of all that members share."""
     info = tarfile.TarInfo()
     info.mtime, info.mode = 0, 0o444
     info.uname = info.gname = "bigdata"
-    return info.tobuf(tarfile.USTAR_FORMAT)
-
-
-@cache
-def _parts() -> tuple[bytes, bytes, bytes, int]:
-    """The template between name and size, between size and checksum, after the checksum; and the sum of all that a member changes not."""
-    block = _template()
+    block = info.tobuf(tarfile.USTAR_FORMAT)
     parts = block[NAME.stop : SIZE.start], block[SIZE.stop : CHECKSUM.start], block[CHECKSUM.stop :]
     return *parts, sum(map(sum, parts)) + sum(b" " * 8)
 
 
 def _header(name: str, size: int) -> bytes:
-    """The block before a member's bytes: the template with its name, its size and the sum of all bytes (checksum field as spaces)."""
+    """The block before a member's bytes: what all share, with its name, its size and the sum of all bytes (checksum field as spaces)."""
     ascii_name = name.encode("ascii")
     if len(ascii_name) > 100 or size >= 8 << 30:
         raise ValueError(f"{name} ({size} bytes) does not fit into a USTAR archive: at most 100 characters and 8 GiB")
