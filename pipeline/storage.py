@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline import parquet
 from pipeline.errors import ShardmillError, TransientError, UserError
 from pipeline.stage import MEDIA
 
@@ -250,16 +251,16 @@ class Store:
                 Path(self.full(path)).hardlink_to(self.full(source))
 
     def write_table(self, path: str, table: pa.Table, row_group_rows: int = 10_000) -> None:
-        """Writes one Parquet file (zstd) atomically; the same table gives the same bytes."""
+        """Writes one Parquet file atomically; the same table gives the same bytes."""
         with self.atomic(path) as target:
-            pq.write_table(table, target, compression="zstd", row_group_size=row_group_rows, write_page_checksum=True)
+            pq.write_table(table, target, row_group_size=row_group_rows, **parquet.options(table.schema))
 
     def write_tables(self, path: str, tables: Iterable[pa.Table], goes_on: Callable[[], None], row_group_rows: int = 10_000) -> None:
         """As `write_table`, of one table or more of one schema that are not all in memory; each begins a row group."""
         with self.atomic(path) as target:
             coming = iter(tables)
             first = next(coming)
-            with pq.ParquetWriter(target, first.schema, compression="zstd", write_page_checksum=True) as writer:
+            with pq.ParquetWriter(target, first.schema, **parquet.options(first.schema)) as writer:
                 for table in itertools.chain([first], coming):
                     writer.write_table(table, row_group_size=row_group_rows)
                     goes_on()

@@ -10,6 +10,8 @@ what was missing for the units at home in part 3; later additions are .1, .2 …
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,7 @@ RETRIES = "retry-"  # names of the notes of retries in a pool
 BARE = "bare.json"  # names of the pool's files without images
 HELD = 1 << 30  # bytes of the bodies and images of the parts that a worker of the pool has at hand
 LARGE = 2 << 30  # bytes of memory beyond which a stage of the pool is run in one thread alone
+SMALL = 16_384  # bytes of a body, on the mean, below which it is Python's work more than a codec's
 SCORED = 2048  # pairs that go through the stages after the images at once; fixed places, see design 4 "same bytes"
 
 
@@ -234,6 +237,7 @@ class FetchWork:
         for stage in self.stages:
             stage.open()
         self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
+        self.small = threading.Lock()
 
     async def run(self, job: Job, careful: bool) -> Done:
         if job["pool"] is None:
@@ -266,10 +270,16 @@ class FetchWork:
         async for batch in frame.apply_stream(self.stages[0], todo):
             await room.acquire()
             mark.goes_on()
-            future = loop.run_in_executor(self.executor, self._rest, batch, mark.part, careful, timings, made)
+            future = loop.run_in_executor(self.executor, self._in_turn, batch, mark.part, careful, timings, made)
             future.add_done_callback(lambda _: room.release())
             waiting.append(future)
         await asyncio.gather(*waiting)
+
+    def _in_turn(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
+        """Small bodies in one thread at a time: two would hand Python's lock to and fro, 1.13 CPU-ms a picture of 2 KB in place of 0.78."""
+        bodies = batch["body"].nbytes if "body" in batch.column_names else SMALL * len(batch)
+        with self.small if bodies < SMALL * len(batch) else contextlib.nullcontext():
+            self._rest(batch, part, careful, timings, made)
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
         """The later stages; then what the download holds beside the table for these rows (files) is given back.
