@@ -22,7 +22,8 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ContractError, TransientError, UserError
 from pipeline.frame import error_text
-from pipeline.nodes import check_nodes, check_room, last_words
+from pipeline.nodes import check_nodes, check_room, fitting, last_words
+from pipeline.stage import Resources
 from pipeline.storage import Store
 from pipeline.workers import BEAT_S, SAFE, Actor, AsyncWork, Done, Job, Tasks, Work, start_board
 from stages.lib.held_stderr import held_stderr
@@ -40,6 +41,7 @@ MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
+AT_ONCE = 4  # jobs that an actor has in hand: while one waits for its last slow hosts, others fill its time
 PASSES = 4  # how often failed jobs are handed out again
 
 
@@ -113,6 +115,11 @@ class Engine:
         self.start()
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    def fitting(self, needs: Resources) -> int:
+        """How many workers with these needs have room at once on all machines."""
+        self.start()
+        return fitting(needs)
+
     def tasks(self, work: Work, jobs: Sequence[Job]) -> list[Done]:
         """Runs each job in a Ray task; returns what the workers say, in the order of `jobs`."""
         return self._run([work], jobs, lambda todo: self._task_stream(work, todo))
@@ -167,12 +174,15 @@ class Engine:
         data = self._dataset(jobs)
         for work, size in zip(works, sizes, strict=True):
             need = work.resources
+            at_once = min(AT_ONCE, -(-len(jobs) // size))  # so that an actor that starts first leaves the others theirs
             data = data.map_batches(
                 Actor,
                 fn_constructor_args=(work, self.store, self.board),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(size, len(jobs)), max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=4),
+                compute=ActorPoolStrategy(
+                    size=min(size, len(jobs)), max_tasks_in_flight_per_actor=at_once, max_concurrent_calls_per_actor=at_once
+                ),
                 num_cpus=need.cpus,
                 num_gpus=need.gpus or None,
                 memory=need.memory,

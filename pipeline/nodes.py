@@ -1,4 +1,4 @@
-"""Whether the nodes can do the work: room for a worker, and on a Ray cluster the same Python, Ray and shardmill, and the run's
+"""Whether the nodes can do the work: room for workers, and on a Ray cluster the same Python, Ray and shardmill, and the run's
 storage in reach."""
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ def check_room(works: Sequence[Work]) -> None:
             f"stage {named}: a worker of phase {work.name} needs {_told(need)}; no machine has that, only {have}. "
             f"Take a machine with more, or let the stage ask for less ({', '.join(lacking)})"
         )
+
+
+def fitting(needs: Resources) -> int:
+    """How many workers with these needs have room at once on all nodes."""
+    import ray
+
+    need = {name: amount for name, amount in _need(needs).items() if amount}
+    rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min((int(room.get(name, 0) // amount) for name, amount in need.items()), default=1) for room in rooms)
 
 
 def _need(needs: Resources) -> dict[str, float]:

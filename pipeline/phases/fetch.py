@@ -75,13 +75,26 @@ def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None
     `again`: fates of the pool whose fetches are made once more (the retry command).
     """
     jobs = todo(run, con, again)
-    cpus = engine.cpus() if jobs else 1
-    stages = stages_of(run.layout.pool)
-    large = any(stage.resources.memory > LARGE for stage in stages)
-    works: list[Any] = [FetchWork(run.store, stages, run.config.run.max_error_share, threads=1 if large else max(1, min(cpus, 4)))]
+    if not jobs:
+        return []
+    stages, cpus = stages_of(run.layout.pool), engine.cpus()
+    most = min(len(jobs), engine.fitting(together(stages, base=HELD)))
+    workers, threads = _pool_size(stages, cpus, most, beside=bool(run.layout.scores))
+    works: list[Any] = [FetchWork(run.store, stages, run.config.run.max_error_share, threads)]
     if run.layout.scores:
         works.append(ScoreWork(run.store, stages_of(run.layout.scores), run.config.run.max_error_share))
-    return engine.stream(works, jobs, [work.resources.concurrency or max(1, cpus // 2) for work in works])
+    return engine.stream(works, jobs, [workers, *(work.resources.concurrency or max(1, cpus // 2) for work in works[1:])])
+
+
+def _pool_size(stages: list[Stage], cpus: int, most: int, beside: bool) -> tuple[int, int]:
+    """How many workers the pool has, and how many threads for images each of them.
+
+    A process a CPU, since with small bodies Python's lock lets one use little more than that; half as many where another phase wants CPUs
+    `beside` it or a stage much memory. `most`: so many have room on the machines, and something to do.
+    """
+    large = any(stage.resources.memory > LARGE for stage in stages)
+    workers = together(stages).concurrency or max(1, min(cpus // 2 if large or beside else cpus, most))
+    return workers, 1 if large else min(4, -(-cpus // workers))
 
 
 def retries(store: Store, pool_key: str) -> list[dict[str, Any]]:

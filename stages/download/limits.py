@@ -22,6 +22,7 @@ from pipeline.errors import TransientError
 # per_second requests arrive, as long as the way to the server varies by less than 0.12 s.
 PACE, BURST_S = 0.8, 0.1
 SWEEP_S = 5.0
+ASKS_S = 1.0  # a worker that got less than it asked for is taken to want it still for so long; it asks ten times a second
 CUT_S = 0.1  # a cut request's permit comes back this much later, when the server has seen the end too
 
 LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, int]]]
@@ -30,6 +31,7 @@ LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, 
 @dataclass(slots=True)
 class _Host:
     held: dict[str, int] = field(default_factory=dict)
+    asking: dict[str, float] = field(default_factory=dict)  # workers that got less than they asked for, and when
     total: int = 0
     next_at: float = 0.0
     silent_until: float = 0.0
@@ -86,7 +88,11 @@ class HostBudget:
             state = self.hosts[host] = _Host()
         if now < state.silent_until:
             return 0
-        n = min(n, concurrency - state.total)
+        wanted, n = n, min(n, concurrency - state.total)
+        if others := sum(now - at < ASKS_S for other, at in state.asking.items() if other != worker):
+            # Its share and no more: permits that come back go to those who have fewer, else one worker, which asks more often while it
+            # is granted, would hold all of a host's places while it waits for memory, and the others would have nothing to do.
+            n = min(n, -(-concurrency // (1 + others)) - state.held.get(worker, 0))
         if per_second is not None and n > 0:
             step = 1 / (PACE * per_second)
             at = max(state.next_at, now)
@@ -95,6 +101,10 @@ class HostBudget:
         if n > 0:
             state.total += n
             state.held[worker] = state.held.get(worker, 0) + n
+        if n < wanted:
+            state.asking[worker] = now
+        else:
+            state.asking.pop(worker, None)
         return max(n, 0)
 
     def _take_back(self, worker: str, host: str, n: int) -> None:

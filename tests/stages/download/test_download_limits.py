@@ -128,6 +128,23 @@ def test_permits_of_a_dead_worker_come_back() -> None:
     assert budget.lease("alive", {"h": 5}, {}, 68.0) == {"h": 1}
 
 
+def test_a_worker_that_asks_more_often_leaves_the_others_their_share() -> None:
+    budget, now = HostBudget(8, None), 0.0
+    held = {"greedy": budget.lease("greedy", {"h": 100}, {}, now)["h"], "late": 0, "later": 0}
+    assert held["greedy"] == 8
+    for _ in range(40):  # one place comes back each time; the greedy one asks for it at once, the others each fifth time
+        now += 0.02
+        held["greedy"] -= (back := min(1, held["greedy"]))
+        held["greedy"] += budget.lease("greedy", {"h": 100}, {"h": back}, now).get("h", 0)
+        for other in ("late", "later") if round(now / 0.02) % 5 == 0 else ():
+            held[other] += budget.lease(other, {"h": 100}, {}, now).get("h", 0)
+    assert sum(held.values()) == 8
+    assert min(held.values()) >= 2
+    for other in ("late", "later"):  # who is satisfied, or no longer asks, has no share any more
+        budget.lease(other, {}, {"h": held[other]}, now)
+    assert budget.lease("greedy", {"h": 100}, {}, now + 2) == {"h": 8 - held["greedy"]}
+
+
 def test_silence_holds_for_all_workers_and_hosts_are_forgotten() -> None:
     budget = HostBudget(8, None)
     budget.lease("a", {"h": -30}, {}, 0.0)
