@@ -48,7 +48,7 @@ def shardmill(listed: Path, out: Path) -> Cost:
     limits = {"allow_networks": ["127.0.0.0/8"], "per_host": {"concurrency": 10, "per_second": 20}, "retries": 0, "timeout_s": TIMEOUT_S}
     raw = {
         "input": {"path": str(listed)},
-        "run": {"name": "bench", "root": str(out), "part_rows": 20_000},
+        "run": {"name": "bench", "root": str(out)},
         "stages": {"ingest": {}, "captions": {}, "download": limits, "images": {"mode": "no"}},
     }
     out.with_suffix(".yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
