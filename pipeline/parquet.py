@@ -17,7 +17,8 @@ def options(schema: pa.Schema) -> dict[str, Any]:
         return {"compression": "zstd", "write_page_checksum": True}
     others = [leaf for field in schema if field.name not in MEDIA for leaf in _leaves(field)]
     compression = {**dict.fromkeys(others, "ZSTD"), **dict.fromkeys(media, "NONE")}
-    return {"compression": compression, "use_dictionary": others, "write_page_checksum": True}
+    # Least and largest picture are of no use, and each page's header would hold both.
+    return {"compression": compression, "use_dictionary": others, "write_statistics": others, "write_page_checksum": True}
 
 
 def _leaves(field: pa.Field) -> Iterator[str]:

@@ -79,14 +79,14 @@ def run_phase(run: Run, engine: Engine, con: Any, again: list[str] | None = None
         return []
     stages, cpus = stages_of(run.layout.pool), engine.cpus()
     most = min(len(jobs), engine.fitting(together(stages, base=HELD)))
-    workers, threads = _pool_size(stages, cpus, most, beside=bool(run.layout.scores))
+    workers, threads = pool_size(stages, cpus, most, beside=bool(run.layout.scores))
     works: list[Any] = [FetchWork(run.store, stages, run.config.run.max_error_share, threads)]
     if run.layout.scores:
         works.append(ScoreWork(run.store, stages_of(run.layout.scores), run.config.run.max_error_share))
     return engine.stream(works, jobs, [workers, *(work.resources.concurrency or max(1, cpus // 2) for work in works[1:])])
 
 
-def _pool_size(stages: list[Stage], cpus: int, most: int, beside: bool) -> tuple[int, int]:
+def pool_size(stages: list[Stage], cpus: int, most: int, beside: bool) -> tuple[int, int]:
     """How many workers the pool has, and how many threads for images each of them.
 
     A process a CPU, since with small bodies Python's lock lets one use little more than that; half as many where another phase wants CPUs

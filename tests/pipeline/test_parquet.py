@@ -1,4 +1,4 @@
-"""How tables lie in a run's files: every column compressed but media, whatever its type."""
+"""How tables lie in a run's files: every column compressed and with its least and largest value, but media."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_all_but_media_is_compressed_and_read_as_it_was(tmp_path: Path, columns:
         store.write_tables("t.parquet", [table[:1], table[1:]], lambda: None)
     assert store.read_table("t.parquet").equals(table)
     group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
-    kinds = {leaf.path_in_schema: leaf.compression for leaf in map(group.column, range(group.num_columns))}
-    assert kinds
-    for path, kind in kinds.items():
-        assert kind == ("UNCOMPRESSED" if path.partition(".")[0] in MEDIA else "ZSTD"), path
+    leaves = [group.column(at) for at in range(group.num_columns)]
+    assert leaves
+    for leaf in leaves:
+        media = leaf.path_in_schema.partition(".")[0] in MEDIA
+        assert leaf.compression == ("UNCOMPRESSED" if media else "ZSTD"), leaf.path_in_schema
+        assert (leaf.statistics is None) == media, leaf.path_in_schema

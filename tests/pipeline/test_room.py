@@ -11,7 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.engine import Engine, Progress
 from pipeline.errors import TransientError, UserError
 from pipeline.nodes import check_room
-from pipeline.phases.fetch import FetchWork, ScoreWork
+from pipeline.phases.fetch import FetchWork, ScoreWork, pool_size
 from pipeline.phases.rows import RowsWork
 from pipeline.phases.shuffle import ShuffleWork
 from pipeline.phases.write import WriteWork
@@ -47,6 +47,31 @@ def test_a_worker_that_no_node_has_room_for_is_refused(tmp_path: Path, ray_sessi
         with pytest.raises(UserError, match=rf"^stage echo: .* needs 1 CPU, 0 GPU and 9000\.0 GiB of memory; {have} \(memory\)"):
             check_room([Echo(Resources(memory=9000 << 30))])
         check_room([Echo(Resources(cpus=2))])
+
+
+def test_as_many_workers_as_cpus_and_memory_have_room_for(tmp_path: Path, ray_session: Any) -> None:
+    room = next(node["Resources"]["memory"] for node in ray_session.nodes())
+    with engine(tmp_path) as started:
+        assert started.fitting(Resources(cpus=1, memory=1 << 20)) == 2
+        assert started.fitting(Resources(cpus=1, memory=int(room / 1.5))) == 1
+        assert started.fitting(Resources(cpus=3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("cpus", "most", "beside", "stage", "expected"),
+    [
+        (2, 9, False, Hostile, (2, 1)),
+        (2, 1, False, Hostile, (1, 2)),  # one part to do, or memory for one: its threads take the CPUs
+        (16, 99, False, Hostile, (16, 1)),
+        (16, 6, False, Hostile, (6, 3)),
+        (16, 1, False, Hostile, (1, 4)),
+        (16, 99, True, Hostile, (8, 2)),  # scores are computed at the same time
+        (16, 99, False, Wide, (3, 1)),  # a stage that asks for much memory, and for a concurrency of its own
+        (2, 0, False, Hostile, (1, 2)),  # no room at all: refused when it begins
+    ],
+)
+def test_a_pool_has_a_worker_a_cpu_where_it_can(cpus: int, most: int, beside: bool, stage: Any, expected: tuple[int, int]) -> None:
+    assert pool_size([stage()], cpus, most, beside) == expected
 
 
 def test_work_that_waits_for_room_without_end_is_ended_and_faults_are_told_once(

@@ -23,6 +23,9 @@ class Serial:
     def cpus(self) -> int:
         return 1
 
+    def fitting(self, _needs: Any) -> int:
+        return 1
+
     def tasks(self, work: Any, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         work.open()
         return [{**work(job, False), "id": job["id"]} for job in jobs]
