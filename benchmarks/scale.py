@@ -33,7 +33,8 @@ from benchmarks.measure import Cost, cost, nginx
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("harbour", "evening", "light", "boat", "red", "stone", "child", "garden", "winter", "street", "bicycle", "market", "river", "old")
-PART, SHARD, PARTS = 5000, 10_000, 4  # rows of a part, samples of a shard; parts that a worker has in hand
+PART, SHARD = 2000, 10_000  # rows of a part, samples of a shard
+PARTS = 4 * (os.cpu_count() or 1)  # parts that all workers have in hand at once
 FEW, STARTS = 64, 3  # rows of the runs that show what starting costs, and how many there are: one varies by a CPU-second
 WITHIN, ANSWER_S = 0.10, 3.0  # how far from linear, and from flat; seconds for plan and a repeated run
 
