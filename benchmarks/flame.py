@@ -1,7 +1,7 @@
 """Where the CPU of a fetch goes, as a flame graph: `python benchmarks/flame.py DATA [--rows 1500] [--out docs/images/flame_fetch.svg]`.
 
-One worker's part (download, decode, resize, encode, commit; the engine's own class, without Ray around it) over the pictures of
-benchmarks/images.py, served by nginx, is sampled by py-spy (`make bench-setup` installs it): a bar is as wide as the share of samples in
+One worker's part (download, decode, resize, encode, commit; the engine's own class and settings of malloc, without Ray around it) over the
+pictures of benchmarks/images.py, served by nginx, is sampled by py-spy (`make bench-setup` installs it): a bar is as wide as the share of samples in
 which that Python function was running, C code below it included. Prints what share of the CPU the image stage took.
 """
 
@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import images
 from benchmarks.measure import nginx
 from pipeline.catalog import entry
+from pipeline.engine import MALLOC
 from pipeline.phases.fetch import FetchWork
 from pipeline.storage import Store
 
 PY_SPY = images.PEERS / "py-spy" / "bin" / "py-spy"
-THREADS, RATE = 2, 100  # as a worker on two cores has; samples a second
+THREADS, RATE = 1, 100  # as a worker of several has; samples a second
 
 
 def fetch(pictures: Path, rows: int) -> None:
@@ -89,7 +90,7 @@ def main() -> int:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the graph's title is the command: no full paths
         subprocess.run(
             [str(word) for word in (*command, name, given.rows)],
-            executable=PY_SPY, check=True, cwd=images.ROOT, env={**os.environ, "PATH": path, "PYTHONPATH": str(images.ROOT)},
+            executable=PY_SPY, check=True, cwd=images.ROOT, env={**os.environ, **MALLOC, "PATH": path, "PYTHONPATH": str(images.ROOT)},
         )  # fmt: skip
     return 0
 
