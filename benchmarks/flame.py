@@ -1,8 +1,8 @@
 """Where the CPU of a fetch goes, as a flame graph: `python benchmarks/flame.py DATA [--rows 1500] [--out docs/images/flame_fetch.svg]`.
 
 One worker's part (download, decode, resize, encode, commit; the engine's own class and settings of malloc, without Ray around it) over the
-pictures of benchmarks/images.py, served by nginx, is sampled by py-spy (`make bench-setup` installs it): a bar is as wide as the share of samples in
-which that Python function was running, C code below it included. Prints what share of the CPU the image stage took.
+pictures of benchmarks/images.py, served by nginx, is sampled by py-spy (`make bench-setup` installs it): a bar is as wide as the share of
+samples in which that Python function was running, C code below it included. Prints what share of the CPU the image stage took.
 """
 
 from __future__ import annotations
