@@ -116,7 +116,7 @@ class Engine:
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def fitting(self, needs: Resources) -> int:
-        """How many workers with these needs have room at once on all machines."""
+        """How many workers with these needs have room at once on all machines, see `nodes.fitting`."""
         self.start()
         return fitting(needs)
 
