@@ -24,6 +24,7 @@ PACE, BURST_S = 0.8, 0.1
 SWEEP_S = 5.0
 ASKS_S = 1.0  # a worker that got less than it asked for is taken to want it still for so long; it asks ten times a second
 TURN_S = 1.0  # a host that cannot give all workers a place at once gives its places in turn, one so often: each change costs up to 0.1 s
+LOOK_S = 0.1  # so often it is looked who still asks for a host: each time would be most of the board's work
 CUT_S = 0.1  # a cut request's permit comes back this much later, when the server has seen the end too
 
 LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, int]]]
@@ -33,7 +34,9 @@ LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, 
 class _Host:
     held: dict[str, int] = field(default_factory=dict)
     asking: dict[str, float] = field(default_factory=dict)  # workers that got less than they asked for, and when; last served, last
-    turned: float = float("-inf")  # when last a place was kept for the one that had waited longest
+    first: str | None = None  # of these the one that a place is kept for, as it has few and has waited longest
+    looked: float = float("-inf")  # when last these were looked through
+    turned: float = float("-inf")  # when last such a one was served
     total: int = 0
     next_at: float = 0.0
     silent_until: float = 0.0
@@ -134,22 +137,25 @@ class HostBudget:
 
 def _fair(state: _Host, worker: str, concurrency: int, free: int, now: float) -> int:
     """How many of a host's free places a worker may take, so that all who ask for them get some."""
-    state.asking = asking = {other: at for other, at in state.asking.items() if now - at < ASKS_S}
-    others = len(asking) - (worker in asking)
+    if len(state.asking) == 1 and worker in state.asking:
+        return free
+    if now - state.looked >= LOOK_S:
+        state.looked, state.first = now, None
+        state.asking = {other: at for other, at in state.asking.items() if now - at < ASKS_S}
+        if now - state.turned >= TURN_S:
+            # Where places cannot be shared out evenly, those who give one back and ask for it in one breath would keep them all.
+            least = max(1, concurrency // max(1, len(state.asking)))
+            state.first = next((other for other in state.asking if state.held.get(other, 0) < least), None)
+    others = len(state.asking) - (worker in state.asking)
     if not others:
         return free
-    held = state.held
-    if now - state.turned >= TURN_S:
-        # Where places cannot be shared out evenly, those who give one back and ask for it in one breath would keep them all.
-        least = max(1, concurrency // (1 + others))
-        first = next((other for other in asking if held.get(other, 0) < least), None)
-        if first == worker and free > 0:
-            state.turned = now
-        elif first is not None and first != worker:
-            free -= 1
+    if state.first == worker and free > 0:
+        state.turned, state.first = now, None
+    elif state.first is not None and state.first != worker:
+        free -= 1
     # Its share and no more: permits that come back go to those who have fewer, else one worker, which asks more often while it
     # is granted, would hold all of a host's places while it waits for memory, and the others would have nothing to do.
-    return min(free, -(-concurrency // (1 + others)) - held.get(worker, 0))
+    return min(free, -(-concurrency // (1 + others)) - state.held.get(worker, 0))
 
 
 class Leases:

@@ -19,9 +19,11 @@ OTHERS = {
     "cues": pa.array([[{"text": "a", "at": [1.0]}], []], pa.list_(pa.struct({"text": pa.string(), "at": pa.list_(pa.float64())}))),
     "tags": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
     "site": pa.array(["a.test", None]).dictionary_encode(),
-    "boxes": pa.array([[{"box": [1.0], "of": {"a": 1}}], None], pa.large_list(pa.struct({"box": pa.list_(pa.float32()), "of": pa.map_(pa.string(), pa.int32())}))),
+    "boxes": pa.array(
+        [[{"box": [1.0], "of": {"a": 1}}], None],
+        pa.large_list(pa.struct({"box": pa.list_(pa.float32()), "of": pa.map_(pa.string(), pa.int32())})),
+    ),
     "image.width": pa.array([1, None]),
-    "nothing": pa.nulls(2),
 }
 MEDIA_COLUMNS = {
     "image": pa.array([b"a", None], pa.large_binary()),
