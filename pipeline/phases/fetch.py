@@ -271,8 +271,8 @@ class FetchWork:
         return {"rows": len(todo), "kept": kept, "timings": as_dict(timings)}
 
     async def _patient(self, mark: Mark) -> None:
-        """A part goes on while any request of its worker ends, or none is under way since others have its hosts' turns: of a list of one host
-        the second part gets nothing before the first has all, however long that takes."""
+        """A part goes on while any request of its worker ends, or none is under way since others have its hosts' turns: of a list of one
+        host the second part gets nothing before the first has all, however long that takes."""
         while True:
             await asyncio.sleep(BEAT_S)
             mark.since = max(mark.since, getattr(self.stages[0], "stirred", mark.since))

@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.storage import Store
 
+BOX = pa.struct({"box": pa.list_(pa.float32()), "of": pa.map_(pa.string(), pa.int32())})
 OTHERS = {
     "row": pa.array([1, 2], pa.int64()),
     "fate": pa.array(["kept", None]),
@@ -19,10 +20,7 @@ OTHERS = {
     "cues": pa.array([[{"text": "a", "at": [1.0]}], []], pa.list_(pa.struct({"text": pa.string(), "at": pa.list_(pa.float64())}))),
     "tags": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
     "site": pa.array(["a.test", None]).dictionary_encode(),
-    "boxes": pa.array(
-        [[{"box": [1.0], "of": {"a": 1}}], None],
-        pa.large_list(pa.struct({"box": pa.list_(pa.float32()), "of": pa.map_(pa.string(), pa.int32())})),
-    ),
+    "boxes": pa.array([[{"box": [1.0], "of": {"a": 1}}], None], pa.large_list(BOX)),
     "image.width": pa.array([1, None]),
 }
 MEDIA_COLUMNS = {
