@@ -133,6 +133,7 @@ class Engine:
             return []
         self.start()
         check_room(works)
+        self.board.forget.remote()
         phase = " + ".join(work.name for work in works)
         progress = Progress(phase, len(jobs))
         todo, finished = list(jobs), {}

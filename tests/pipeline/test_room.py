@@ -91,6 +91,14 @@ def test_a_pool_has_a_worker_a_cpu_where_it_can(cpus: int, most: int, beside: bo
     assert pool_size([stage()], cpus, most, beside) == expected
 
 
+def test_last_words_of_a_worker_that_died_in_a_phase_before_end_no_later_one(tmp_path: Path, ray_session: Any) -> None:
+    with engine(tmp_path, stall_s=30) as started:
+        started.start()
+        dead = {"rows": {}, "now": [("pool/key/part-00007", "download", 60.0)]}
+        ray_session.get(started.board.beat.remote("dead", dead))
+        assert [done["echo"] for done in started.tasks(Echo(Resources(), nap_s=3), [{"id": "one"}])] == ["one"]
+
+
 def test_work_that_waits_for_room_without_end_is_ended_and_faults_are_told_once(
     tmp_path: Path, ray_session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
