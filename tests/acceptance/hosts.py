@@ -2,7 +2,8 @@
 
 Four download actors on three Ray nodes (with room for six, of which one node's two are left free) crawl 800 small bodies (no pictures:
 requests are counted) of four hosts, with at most 4 requests at once and 10 in any second for each host. Two hosts answer after
-100 ms, where the rate binds, and two after 500 ms, where the number at once does. Prints what the server saw for each host; exit code 1 where a limit was passed, or is not used.
+100 ms, where the rate binds, and two after 500 ms, where the number at once does. Prints what the server saw for each
+host; exit code 1 where a limit was passed, or is not used.
 """
 
 from __future__ import annotations
