@@ -116,7 +116,7 @@ class Engine:
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def fitting(self, needs: Resources) -> int:
-        """How many workers with these needs have room at once on all machines."""
+        """How many workers with these needs have room at once on all machines, see `nodes.fitting`."""
         self.start()
         return fitting(needs)
 
@@ -133,6 +133,7 @@ class Engine:
             return []
         self.start()
         check_room(works)
+        self.board.forget.remote()
         phase = " + ".join(work.name for work in works)
         progress = Progress(phase, len(jobs))
         todo, finished = list(jobs), {}

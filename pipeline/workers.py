@@ -99,6 +99,10 @@ def start_board(download: dict[str, Any]) -> Any:
         async def beat(self, worker: str, snapshot: dict[str, Any]) -> None:
             self.beats[worker] = (time.monotonic(), snapshot)
 
+        async def forget(self) -> None:
+            """A phase begins: who died in one before it says nothing any more, and its last words are not of this one."""
+            self.beats.clear()
+
         async def read(self) -> dict[str, Any]:
             clock, now = time.monotonic(), []
             rows: dict[str, int] = {}

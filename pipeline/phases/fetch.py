@@ -29,7 +29,7 @@ from pipeline.phases.rows import check_errors, run_stages, stored
 from pipeline.spill import Spill
 from pipeline.stage import KEPT, MEDIA, Resources, Stage
 from pipeline.storage import Store
-from pipeline.workers import Done, Job, together
+from pipeline.workers import BEAT_S, Done, Job, together
 
 RETRIES = "retry-"  # names of the notes of retries in a pool
 BARE = "bare.json"  # names of the pool's files without images
@@ -262,9 +262,20 @@ class FetchWork:
         timings: dict[str, Timing] = {}
         made = Spill()
         with HEART.at(job["id"], self.stages[0].name, len(todo), timings, own_thread=False) as mark:
-            await self._all(mark, frame.framed(todo), careful, timings, made)
+            watching = loop.create_task(self._patient(mark))
+            try:
+                await self._all(mark, frame.framed(todo), careful, timings, made)
+            finally:
+                watching.cancel()
         kept = await loop.run_in_executor(self.executor, self._commit, job, made)
         return {"rows": len(todo), "kept": kept, "timings": as_dict(timings)}
+
+    async def _patient(self, mark: Mark) -> None:
+        """A part goes on while any request of its worker ends, or none is under way since others have its hosts' turns: of a list of one
+        host the second part gets nothing before the first has all, however long that takes."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            mark.since = max(mark.since, getattr(self.stages[0], "stirred", mark.since))
 
     def _commit(self, job: Job, made: Spill) -> int:
         """Writes the pool file, its rows in order; returns how many are kept."""

@@ -23,6 +23,8 @@ from pipeline.errors import TransientError
 PACE, BURST_S = 0.8, 0.1
 SWEEP_S = 5.0
 ASKS_S = 1.0  # a worker that got less than it asked for is taken to want it still for so long; it asks ten times a second
+TURN_S = 1.0  # a host that cannot give all workers a place at once gives its places in turn, one so often: each change costs up to 0.1 s
+LOOK_S = 0.1  # so often it is looked who still asks for a host: each time would be most of the board's work
 CUT_S = 0.1  # a cut request's permit comes back this much later, when the server has seen the end too
 
 LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, int]]]
@@ -31,7 +33,10 @@ LeaseCall = Callable[[str, dict[str, int], dict[str, int]], Awaitable[dict[str, 
 @dataclass(slots=True)
 class _Host:
     held: dict[str, int] = field(default_factory=dict)
-    asking: dict[str, float] = field(default_factory=dict)  # workers that got less than they asked for, and when
+    asking: dict[str, float] = field(default_factory=dict)  # workers that got less than they asked for, and when; last served, last
+    first: str | None = None  # of these the one that a place is kept for, as it has few and has waited longest
+    looked: float = float("-inf")  # when last these were looked through
+    turned: float = float("-inf")  # when last such a one was served
     total: int = 0
     next_at: float = 0.0
     silent_until: float = 0.0
@@ -88,24 +93,23 @@ class HostBudget:
             state = self.hosts[host] = _Host()
         if now < state.silent_until:
             return 0
-        wanted, n = n, min(n, concurrency - state.total)
-        if others := sum(now - at < ASKS_S for other, at in state.asking.items() if other != worker):
-            # Its share and no more: permits that come back go to those who have fewer, else one worker, which asks more often while it
-            # is granted, would hold all of a host's places while it waits for memory, and the others would have nothing to do.
-            n = min(n, -(-concurrency // (1 + others)) - state.held.get(worker, 0))
-        if per_second is not None and n > 0:
+        free, at, step = concurrency - state.total, now, 0.0
+        if per_second is not None and free > 0:
             step = 1 / (PACE * per_second)
             at = max(state.next_at, now)
-            n = min(n, int((now + BURST_S - at) / step) + 1 if at <= now + BURST_S else 0)
-            state.next_at = at + max(n, 0) * step
-        if n > 0:
-            state.total += n
-            state.held[worker] = state.held.get(worker, 0) + n
-        if n < wanted:
-            state.asking[worker] = now
-        else:
+            free = min(free, int((now + BURST_S - at) / step) + 1 if at <= now + BURST_S else 0)
+        if state.asking:
+            free = _fair(state, worker, concurrency, free, now)
+        given = max(0, min(n, free))
+        if given:
+            state.total += given
+            state.held[worker] = state.held.get(worker, 0) + given
+            if per_second is not None:
+                state.next_at = at + given * step
             state.asking.pop(worker, None)
-        return max(n, 0)
+        if given < n:
+            state.asking[worker] = now  # who was given nothing keeps its place in the line
+        return given
 
     def _take_back(self, worker: str, host: str, n: int) -> None:
         state = self.hosts.get(host)
@@ -131,6 +135,29 @@ class HostBudget:
             del self.hosts[host]
 
 
+def _fair(state: _Host, worker: str, concurrency: int, free: int, now: float) -> int:
+    """How many of a host's free places a worker may take, so that all who ask for them get some."""
+    if len(state.asking) == 1 and worker in state.asking:
+        return free
+    if now - state.looked >= LOOK_S:
+        state.looked, state.first = now, None
+        state.asking = {other: at for other, at in state.asking.items() if now - at < ASKS_S}
+        if now - state.turned >= TURN_S:
+            # Where places cannot be shared out evenly, those who give one back and ask for it in one breath would keep them all.
+            least = max(1, concurrency // max(1, len(state.asking)))
+            state.first = next((other for other in state.asking if state.held.get(other, 0) < least), None)
+    others = len(state.asking) - (worker in state.asking)
+    if not others:
+        return free
+    if state.first == worker and free > 0:
+        state.turned, state.first = now, None
+    elif state.first is not None and state.first != worker:
+        free -= 1
+    # Its share and no more: permits that come back go to those who have fewer, else one worker, which asks more often while it
+    # is granted, would hold all of a host's places while it waits for memory, and the others would have nothing to do.
+    return min(free, -(-concurrency // (1 + others)) - state.held.get(worker, 0))
+
+
 class Leases:
     """A worker's side: `async with leases.permit(host)` waits for the host's turn and a place in the window.
 
@@ -147,6 +174,7 @@ class Leases:
         self.held = 0
         self.wake = asyncio.Event()
         self.loop = asyncio.get_running_loop()
+        self.stirred = self.loop.time()  # when last a request ended, or others had the turn
         self.pump = self.loop.create_task(self._pump())
 
     def permit(self, host: str) -> Permit:
@@ -187,6 +215,7 @@ class Leases:
 
     def _return(self, host: str) -> None:
         self.held -= 1
+        self.stirred = self.loop.time()
         self.returned[host] += 1
         self.wake.set()
 
@@ -222,6 +251,8 @@ class Leases:
             self.returned.update(back)
             self._fail(TransientError(f"the run's limits per host cannot be asked: {type(err).__name__}: {err}"))
             granted = {}
+        if not self.held:
+            self.stirred = self.loop.time()  # nothing is under way, and whoever keeps the limits lives: others have the turn
         used = sum(self._hand_out(host, n) for host, n in granted.items())
         self.free += asked - used
         return bool(asked) and not used

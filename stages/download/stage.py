@@ -74,6 +74,11 @@ class Download(Stage):
         self._own_budget: HostBudget | None = None
         self._thread: _LoopThread | None = None
 
+    @property
+    def stirred(self) -> float:
+        """When (time.monotonic) last a request ended or all waited for their hosts' turns: rows that wait behind others are no stall."""
+        return float("-inf") if self._crawl is None else self._crawl.around.leases.stirred
+
     def check_ready(self) -> None:
         """Raises UserError where the run must not begin: no contact for the public web, a missing file or package."""
         self.config.check_ready()

@@ -83,7 +83,7 @@ class SubtitleFiles(Download):
         return next(self.pieces(table, lambda: None))
 
     def pieces(self, table: pa.Table, goes_on: Callable[[], None]) -> Iterator[pa.Table]:
-        """All rows at once; `goes_on` is called for each video that was looked into."""
+        """All rows at once; `goes_on` is called as files come, and for each video that was looked into."""
         at = table["subtitle_at"]
         need = pc.is_null(table["subtitle"])
         web = pc.fill_null(pc.match_substring_regex(at, r"^(?i:https?)://"), False)
@@ -94,7 +94,7 @@ class SubtitleFiles(Download):
             table = drop(table, path, f"{self.name}:local", "set stages.subtitle_files.local: true to read it")
         todo = pc.and_(pc.and_(need, pc.is_valid(at)), pc.equal(table["fate"], KEPT))
         if len(wanted := table.filter(todo)):
-            table = self._filled(table, self._fetched(wanted, web.filter(todo)))
+            table = self._filled(table, self._fetched(wanted, web.filter(todo), goes_on))
         if len(wanted := table.filter(inside)):
             table = self._filled(table, self._looked_into(wanted, goes_on))
         yield table
@@ -105,7 +105,7 @@ class SubtitleFiles(Download):
         stored = pc.is_valid(table["stored_at"])
         return stored if self.config.tracks == "stored" else pc.or_(stored, pc.is_valid(table["url"]))
 
-    def _fetched(self, wanted: pa.Table, web: pa.ChunkedArray) -> pa.Table:
+    def _fetched(self, wanted: pa.Table, web: pa.ChunkedArray, goes_on: Callable[[], None]) -> pa.Table:
         none = pa.scalar(None, pa.string())
         asked = pa.table(
             {
@@ -115,7 +115,16 @@ class SubtitleFiles(Download):
                 "expected_hash": pa.nulls(len(wanted), pa.string()),
             }
         )
-        return super().__call__(asked)
+        if self._thread is None:
+            self._thread = _LoopThread()
+        return self._thread.run(self._files(asked, goes_on))
+
+    async def _files(self, asked: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
+        made = []
+        async for piece in self.stream(asked):
+            made.append(piece)
+            goes_on()
+        return pa.concat_tables(made)
 
     def _looked_into(self, wanted: pa.Table, goes_on: Callable[[], None]) -> pa.Table:
         """Row, fate, detail and body: the text track of each row's video."""

@@ -91,6 +91,29 @@ def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_node_that_leaves_the_download_and_is_not_replaced_costs_nothing(tmp_path: Path) -> None:
+    """Its parts are done by another while the others still have work, so the watchdog has nothing to end."""
+    with Server() as server, ray_cluster(nodes=3, cpus=1, memory=8 << 30) as nodes:
+        listed = serve_pictures(server, tmp_path, 1600, hosts=10)
+        slow = {**server.options(), "timeout_s": 5, "retries": 0, "per_host": {"concurrency": 8, "per_second": 2}}
+        given = {"ingest": {}, "download": slow, "images": {"size": 64}}
+        config = write_config(
+            tmp_path / "test.yaml", server, listed, ray={"address": nodes.address}, run__part_rows=20, run__stall_s=45, stages=given
+        )
+        pool = tmp_path / "runs" / "test" / "pool"
+        with subprocess.Popen(command("run", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as going:
+            until = time.monotonic() + 120
+            while len(list(pool.rglob("part-*.parquet"))) < 6 and going.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            committed = len(list(pool.rglob("part-*.parquet")))
+            nodes.remove_one()
+            said = going.communicate(timeout=200)[1]
+    assert 6 <= committed < 20
+    assert going.returncode == 0, said
+    assert fates(tmp_path / "runs" / "test") == {"kept": 1600}
+
+
+@pytest.mark.slow
 def test_a_node_with_other_code_or_without_storage_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three nodes that cannot work: one whose shardmill differs, one that cannot import it, one that cannot reach the object store."""
     other, half = tmp_path / "other", tmp_path / "half" / "pipeline"

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.engine import Engine, Progress
 from pipeline.errors import TransientError, UserError
-from pipeline.nodes import check_room
+from pipeline.nodes import check_room, fitting
 from pipeline.phases.fetch import FetchWork, ScoreWork, pool_size
 from pipeline.phases.rows import RowsWork
 from pipeline.phases.shuffle import ShuffleWork
@@ -57,6 +57,22 @@ def test_as_many_workers_as_cpus_and_memory_have_room_for(tmp_path: Path, ray_se
         assert started.fitting(Resources(cpus=3)) == 0
 
 
+def test_of_several_nodes_one_may_leave_and_its_workers_have_room_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def nodes(*cpus: float) -> None:
+        found = [{"Alive": True, "Resources": {"CPU": n, "GPU": 1.0, "memory": 64.0 * 2**30}} for n in cpus]
+        monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Alive": False, "Resources": {"CPU": 99.0, "memory": 2.0**50}}])
+
+    one = Resources(cpus=1, memory=1 << 30)
+    for cpus, workers in (((4,), 4), ((0, 4), 4), ((4, 4), 4), ((0, 2, 8, 4), 6), ((1, 1, 1), 2), ((1, 0), 1), ((0,), 0)):
+        nodes(*cpus)
+        assert fitting(one) == workers, cpus
+    nodes(2)
+    assert fitting(Resources(cpus=0.1, memory=1 << 30)) == 20, "a tenth has room ten times"
+    assert fitting(Resources(cpus=0.1, gpus=0.1, memory=1 << 30)) == 10
+
+
 @pytest.mark.parametrize(
     ("cpus", "most", "beside", "stage", "expected"),
     [
@@ -64,6 +80,7 @@ def test_as_many_workers_as_cpus_and_memory_have_room_for(tmp_path: Path, ray_se
         (2, 1, False, Hostile, (1, 2)),  # one part to do, or memory for one: its threads take the CPUs
         (16, 99, False, Hostile, (16, 1)),
         (16, 6, False, Hostile, (6, 3)),
+        (256, 240, False, Hostile, (240, 2)),  # of 16 nodes room for the workers of one
         (16, 1, False, Hostile, (1, 4)),
         (16, 99, True, Hostile, (8, 2)),  # scores are computed at the same time
         (16, 99, False, Wide, (3, 1)),  # a stage that asks for much memory, and for a concurrency of its own
@@ -72,6 +89,14 @@ def test_as_many_workers_as_cpus_and_memory_have_room_for(tmp_path: Path, ray_se
 )
 def test_a_pool_has_a_worker_a_cpu_where_it_can(cpus: int, most: int, beside: bool, stage: Any, expected: tuple[int, int]) -> None:
     assert pool_size([stage()], cpus, most, beside) == expected
+
+
+def test_last_words_of_a_worker_that_died_in_a_phase_before_end_no_later_one(tmp_path: Path, ray_session: Any) -> None:
+    with engine(tmp_path, stall_s=30) as started:
+        started.start()
+        dead = {"rows": {}, "now": [("pool/key/part-00007", "download", 60.0)]}
+        ray_session.get(started.board.beat.remote("dead", dead))
+        assert [done["echo"] for done in started.tasks(Echo(Resources(), nap_s=3), [{"id": "one"}])] == ["one"]
 
 
 def test_work_that_waits_for_room_without_end_is_ended_and_faults_are_told_once(

@@ -82,11 +82,13 @@ class Echo:
 
     resources: Resources
     name: str = "echo"
+    nap_s: float = 0.0
 
     def open(self) -> None:
         """Nothing to load."""
 
     def __call__(self, job: dict[str, Any], careful: bool) -> dict[str, Any]:
+        time.sleep(self.nap_s)
         if job["id"] == "full":
             raise TransientError("no space left; what is committed is safe: free space, then repeat the command")
         return {"echo": job["id"]}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import TransientError
 from pipeline.frame import apply_stream
-from stages.download.limits import CUT_S, HostBudget, Leases
+from stages.download.limits import BURST_S, CUT_S, HostBudget, Leases
 from stages.download.stage import Download
 from tests.stages.download.conftest import QUICK, fetch, wanted
 from tests.support.server import Server
@@ -143,6 +143,39 @@ def test_a_worker_that_asks_more_often_leaves_the_others_their_share() -> None:
     for other in ("late", "later"):  # who is satisfied, or no longer asks, has no share any more
         budget.lease(other, {}, {"h": held[other]}, now)
     assert budget.lease("greedy", {"h": 100}, {}, now + 2) == {"h": 8 - held["greedy"]}
+
+
+def served(budget: HostBudget, workers: int, seconds: float, takes: float) -> tuple[list[int], int]:
+    """How many requests of one host each worker ends that always has more of them, asking as Leases do; and the most at once."""
+    under_way: list[tuple[float, int]] = []
+    at, pause, ended = [0.003 * n for n in range(workers)], [0.02] * workers, [0] * workers
+    most = 0
+    while (now := min(at)) < seconds:
+        n = at.index(now)
+        back = sum(end <= now for end, owner in under_way if owner == n)
+        under_way = [(end, owner) for end, owner in under_way if owner != n or end > now]
+        got = budget.lease(f"{n}", {"h": 100}, {"h": back} if back else {}, now).get("h", 0)
+        under_way += [(now + takes, n)] * got
+        most = max(most, len(under_way))
+        ended[n] += back
+        pause[n] = 0.02 if got else min(2 * pause[n], BURST_S)
+        at[n] = now + pause[n]
+    return ended, most
+
+
+@pytest.mark.parametrize(("concurrency", "workers"), [(1, 2), (1, 16), (2, 3), (4, 3), (8, 5), (8, 16), (10, 6)])
+@pytest.mark.parametrize(("per_second", "takes"), [(None, 0.2), (10, 0.05), (1, 0.3)])
+def test_no_worker_is_left_without_a_turn_and_few_places_stand_empty(
+    concurrency: int, workers: int, per_second: float | None, takes: float
+) -> None:
+    """Also where a host's places cannot be shared out evenly: who gives one back asks for it in the same breath."""
+    seconds = 60.0 if per_second is None or per_second > 1 else 600.0
+    ended, most = served(HostBudget(concurrency, per_second), workers, seconds, takes)
+    assert most <= concurrency
+    assert min(ended) > 0
+    alone, _ = served(HostBudget(concurrency, per_second), 1, seconds, takes)
+    assert min(ended) >= sum(ended) / workers / 10
+    assert sum(ended) >= 0.85 * alone[0]
 
 
 def test_silence_holds_for_all_workers_and_hosts_are_forgotten() -> None:

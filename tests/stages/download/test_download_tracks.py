@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.frame import apply, expand
+from pipeline.frame import apply, apply_pieces, expand
 from pipeline.sample import film
 from stages.download.subtitles import SubtitleFiles
 from stages.lib.subtitles import SubtitleError, parse
@@ -158,3 +158,17 @@ def test_a_track_goes_through_its_file_unchanged(data_dir: Path) -> None:
 def test_a_file_that_only_looks_like_one_is_refused(body: str) -> None:
     with pytest.raises(SubtitleError):
         parse(body.encode())
+
+
+def test_files_that_come_one_after_the_other_tell_the_watchdog(server: Server) -> None:
+    """A part's files may all lie at one host, whose turns take longer than a stage may stall."""
+    table = wanted([None] * 12).append_column("subtitle", pa.nulls(12, pa.large_binary()))
+    table = table.append_column("subtitle_at", pa.array([server.url(f"/slow/0.1/{n}.vtt") for n in range(12)]))
+    options = {**QUICK, **server.options(), "per_host": {"concurrency": 1, "per_second": None}}
+    stage, told = SubtitleFiles(SubtitleFiles.Config.model_validate(options)), []
+    try:
+        (made,) = apply_pieces(stage, table, lambda: told.append(server.count()))
+    finally:
+        stage.close()
+    assert made["fate"].to_pylist() == ["kept"] * 12
+    assert len(set(told)) > 3
