@@ -2,9 +2,9 @@
 
 COUNT photographs of DATA/web_photos (default 40), brought to longer sides of 120 to 3,000 pixels, are saved as each kind and become
 224-pixel centre crops, JPEG of quality 95. For each kind: sizes, and the mean PSNR in dB of ours by `area` and by `antialiased` and of
-img2dataset's against the photograph itself (where the file is lossy: what Pillow decodes of it), resized by Pillow's BICUBIC and by OpenCV's
-INTER_AREA. Then tiny pictures, which grow. Exit code 1 where a size differs, or where the mean is more than 0.5 dB under img2dataset's: of
-`area` against either, of `antialiased` against BICUBIC.
+img2dataset's against the photograph itself (where the file is lossy: what Pillow decodes of it), resized by Pillow's BICUBIC and by
+OpenCV's INTER_AREA. Then tiny pictures, which grow. Exit code 1 where a size differs, or where the mean is more than 0.5 dB under
+img2dataset's: of `area` against either, of `antialiased` against BICUBIC.
 """
 
 from __future__ import annotations
