@@ -19,7 +19,7 @@ bin     := .venv/bin
 venv    := @PYTHON="$(PYTHON)" sh scripts/venv.sh
 set     := $(foreach pair,$(SET),--set $(pair))
 short   := "captions --rounds 1" "shards --rounds 2" "scores --pairs 64 --rounds 1" "images --rows 1000 --rounds 1" "filters --pictures 50 --rounds 1" \
-           "latency --rows 4000 --rounds 1" "startup --rounds 1" "scale --rows 1000 5000" "dedup --rows 200000 --peer-rows 200000 --peers datasketch" "download_latency --rows 4000" "video --rounds 1" "train_reading --samples 1000 --rounds 1"
+           "roofline --pictures 50" "latency --rows 4000 --rounds 1" "startup --rounds 1" "scale --rows 1000 5000" "dedup --rows 200000 --peer-rows 200000 --peers datasketch" "download_latency --rows 4000" "video --rounds 1" "train_reading --samples 1000 --rounds 1"
 checked := pipeline stages tests benchmarks docs
 
 .DEFAULT_GOAL := help

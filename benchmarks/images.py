@@ -37,7 +37,7 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import results
-from benchmarks.measure import Cost, cost, nginx, pictures_in
+from benchmarks.measure import Cost, cost, medians, nginx, pictures_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(os.environ.get("SHARDMILL_PEERS", ROOT / ".bench"))
@@ -250,9 +250,8 @@ def compared(work: Path, folder: Path, port: int, rows: int, rounds: int, names:
     for name, (mean, odd) in quality.items():
         print(f"{name}: mean PSNR {mean:.2f} dB, {odd} of other sizes")
     for name in names:
-        cpu, wall, peak = (statistics.median(getattr(one, what) for one in costs[name]) for what in ("cpu_s", "wall_s", "peak_mb"))
         missing = f", {lacking[name]} PICTURES NOT MADE" if lacking[name] else ""
-        print(f"{name}, medians: {cpu:.1f} CPU-s, {wall:.1f} s, peak {peak:.0f} MB{missing}")
+        print(f"{name}, medians: {medians(costs[name])}{missing}")
     steps = {"fetch": fetching(port), **bare(folder)}
     each = 1000 * sum(steps.values())
     print(f"alone, CPU-ms each: {', '.join(f'{step} {1000 * took:.2f}' for step, took in steps.items())}; in all {each:.2f}")

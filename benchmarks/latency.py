@@ -24,7 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import results
-from benchmarks.measure import Cost, cost, pictures_in
+from benchmarks.measure import Cost, cost, medians, pictures_in
 from benchmarks.slow_server import address, peak, server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +76,7 @@ def main() -> int:
     at_once: dict[str, list[int]] = {name: [] for name in RUNNERS}
     answered = sum(_kind(at) == "i" for at in range(1, given.rows + 1))
     lacking = dict.fromkeys(RUNNERS, 0)
+    costs: dict[str, list[Cost]] = {name: [] for name in RUNNERS}
     with tempfile.TemporaryDirectory() as name, server(HOSTS) as port:
         work = Path(name)
         few, many = write_list(work / "few.parquet", port, FEW), write_list(work / "many.parquet", port, given.rows)
@@ -84,6 +85,7 @@ def main() -> int:
                 start = run(few, work / f"{program}-few-{at}")
                 peak(port)
                 whole = run(many, out := work / f"{program}-{at}")
+                costs[program].append(whole)
                 lacking[program] += answered - (made := pictures_in(out))
                 at_once[program].append(peak(port))
                 # The few rows wait for their hanging hosts as long as the last of the many do.
@@ -94,6 +96,9 @@ def main() -> int:
                     f"whole {whole.wall_s:.1f} s {whole.cpu_s:.1f} CPU-s {whole.peak_mb:.0f} MB, start {start.wall_s:.1f} s",
                     flush=True,
                 )
+    for program in RUNNERS:
+        missing = f", {lacking[program]} PICTURES NOT MADE" if lacking[program] else ""
+        print(f"{program}, medians: {medians(costs[program])}{missing}")
     ours, peer = (statistics.median(rates[program]) for program in RUNNERS)
     met = ours / peer >= TARGET and not lacking["shardmill"]
     results.add("latency: rows a second with 5 % of hosts hanging, peer img2dataset", ours, peer, TARGET, met, ours / peer)

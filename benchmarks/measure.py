@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -77,6 +78,12 @@ def cost(
         if (code and not reached) or (between and not reached):
             raise SystemExit(f"{' '.join(command)} ended with {code}:\n{output[-4000:]}")
         return replace(spent, output=output)
+
+
+def medians(costs: Sequence[Cost]) -> str:
+    """In words, each figure's own."""
+    cpu, wall, peak = (statistics.median(getattr(one, what) for one in costs) for what in ("cpu_s", "wall_s", "peak_mb"))
+    return f"{cpu:.1f} CPU-s, {wall:.1f} s, peak {peak:,.0f} MB"
 
 
 def _printed(log: IO[str]) -> str:

@@ -2,7 +2,7 @@
 
 Lists of growing length, one small picture under as many URLs (nginx on loopback; the query differs), through `shardmill run` with every
 stage but scores. Seconds and CPU seconds a row with the start-up (runs of a few rows, their median) taken off, and the peak memory of all
-processes; wanted is that neither a row's CPU nor the memory grows by more than a tenth from one size to the next.
+processes; wanted is that none of these grows by more than a tenth from one size to the next.
 Then, on the largest run: what `plan`, a repeated `run` and a changed threshold cost, beside a bare DuckDB query over the same columns and a
 copy of the shards' bytes, and the change taken back. --keep leaves the runs in FOLDER, and a run that lies there whole is not made again.
 """
@@ -29,7 +29,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import results
-from benchmarks.measure import Cost, cost, nginx
+from benchmarks.measure import Cost, cost, medians, nginx
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("harbour", "evening", "light", "boat", "red", "stone", "child", "garden", "winter", "street", "bicycle", "market", "river", "old")
@@ -84,42 +84,55 @@ def command(*words: str) -> Cost:
 
 def grown(work: Path, port: int, sizes: list[int]) -> tuple[Path, int]:
     """Runs them all; the config of the largest, and its rows."""
-    config, last, starts = Path(), dict[str, float](), list[Cost]()
-    for number in range(STARTS):
-        listed = write_list(work / f"rows{FEW}.parquet", FEW)
-        starts.append(command("run", str(write_config(work / f"start{number}.yaml", listed, work / "runs", port, FEW))))
-        shutil.rmtree(work / "runs" / f"start{number}")
-    wall, cpu = (statistics.median(getattr(one, name) for one in starts) for name in ("wall_s", "cpu_s"))
-    cpus = [one.cpu_s for one in starts]
-    print(
-        f"start-up ({FEW} rows): {wall:.1f} s, {cpu:.1f} CPU-s ({min(cpus):.1f} to {max(cpus):.1f}), {starts[0].peak_mb:.0f} MB", flush=True
-    )
+    config, last, start = Path(), dict[str, float](), started(work, port)
     for rows in sizes:
         config = write_config(work / f"rows{rows}.yaml", write_list(work / f"rows{rows}.parquet", rows), work / "runs", port, rows)
         if (work / "runs" / config.stem / "shards" / "manifest.json").exists():
             print(f"{rows:9,} rows: there already")
             continue
         made = command("run", str(config))
-        now = {"CPU-ms a row": 1000 * (made.cpu_s - cpu) / rows, "peak memory in MB": made.peak_mb}
-        each = 1000 * (made.wall_s - wall) / rows
-        unsure = 1000 * (max(cpus) - min(cpus)) / rows
-        print(
-            f"{rows:9,} rows: {made.wall_s:.1f} s, {each:.2f} ms and {now['CPU-ms a row']:.2f} CPU-ms a row "
-            f"(starts differ by {unsure:.2f}); {made.peak_mb:.0f} MB",
-            flush=True,
-        )
-        told = now if unsure < WITHIN * now["CPU-ms a row"] else {"peak memory in MB": made.peak_mb}
-        if told is not now:
-            print(f"{'':9} CPU-ms a row: too few rows to tell a tenth, since the starts differ by more")
-        for what, value in told.items():
+        each, unsure = ({what: 1000 * amount / rows for what, amount in one.items()} for one in (beyond(made, start), spread(start)))
+        told = ", ".join(f"{amount:.2f} {what} (starts differ by {unsure[what]:.2f})" for what, amount in each.items())
+        print(f"{rows:9,} rows: {made.wall_s:.1f} s; {told}; {made.peak_mb:.0f} MB", flush=True)
+        now = {what: amount for what, amount in each.items() if unsure[what] < WITHIN * amount}
+        for what in each.keys() - now.keys():
+            print(f"{'':9} {what}: too few rows to tell a tenth, since the starts differ by more")
+        now["peak memory in MB"] = made.peak_mb
+        for what, value in now.items():
             if what in last:
                 before, ratio = int(last["rows"]), value / last[what]
                 print(f"{'':9} {what}: {ratio - 1:+.0%} against {before:,} rows (wanted: {WITHIN:.0%} at most)")
                 results.add(
                     f"scale: {what}, {rows:,} rows, peer {before:,} rows", value, last[what], 1 + WITHIN, ratio <= 1 + WITHIN, ratio
                 )
-        last = {**told, "rows": rows}
+        last = {**now, "rows": rows}
     return config, sizes[-1]
+
+
+def started(work: Path, port: int) -> list[Cost]:
+    """Runs of a few rows: what starting costs."""
+    starts, listed = list[Cost](), write_list(work / f"rows{FEW}.parquet", FEW)
+    for number in range(STARTS):
+        starts.append(command("run", str(write_config(work / f"start{number}.yaml", listed, work / "runs", port, FEW))))
+        shutil.rmtree(work / "runs" / f"start{number}")
+    print(f"start-up ({FEW} rows): {medians(starts)}", flush=True)
+    return starts
+
+
+def beyond(made: Cost, starts: list[Cost]) -> dict[str, float]:
+    """What a run took beyond the median start, in seconds."""
+    return {
+        "ms a row": made.wall_s - statistics.median(one.wall_s for one in starts),
+        "CPU-ms a row": made.cpu_s - statistics.median(one.cpu_s for one in starts),
+    }
+
+
+def spread(starts: list[Cost]) -> dict[str, float]:
+    """By how much the starts differ, in seconds."""
+    return {
+        "ms a row": max(one.wall_s for one in starts) - min(one.wall_s for one in starts),
+        "CPU-ms a row": max(one.cpu_s for one in starts) - min(one.cpu_s for one in starts),
+    }
 
 
 def again(config: Path, rows: int, root: Path) -> None:

@@ -258,8 +258,7 @@ class Store:
     def write_tables(self, path: str, tables: Iterable[pa.Table], goes_on: Callable[[], None], row_group_rows: int = 10_000) -> None:
         """As `write_table`, of one table or more of one schema that are not all in memory; each begins a row group."""
         with self.atomic(path) as target:
-            coming = iter(tables)
-            first = next(coming)
+            first = next(coming := iter(tables))
             with pq.ParquetWriter(target, first.schema, **parquet.options(first.schema)) as writer:
                 for table in itertools.chain([first], coming):
                     writer.write_table(table, row_group_size=row_group_rows)

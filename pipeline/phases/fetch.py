@@ -300,9 +300,10 @@ class FetchWork:
         await asyncio.gather(*waiting)
 
     def _in_turn(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
-        """Small bodies in one thread at a time: two would hand Python's lock to and fro, 1.13 CPU-ms a picture of 2 KB in place of 0.78."""
-        bodies = batch["body"].nbytes if "body" in batch.column_names else SMALL * len(batch)
-        with self.small if bodies < SMALL * len(batch) else contextlib.nullcontext():
+        """Small bodies in one thread at a time: two would hand Python's lock to and fro, 0.64 CPU-ms a picture of 2 KB in place of 0.48."""
+        bodies = batch["body"] if "body" in batch.column_names else None  # null for rows that were dropped
+        small = bodies is not None and bodies.nbytes < SMALL * (len(bodies) - bodies.null_count)
+        with self.small if small else contextlib.nullcontext():
             self._rest(batch, part, careful, timings, made)
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:

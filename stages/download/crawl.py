@@ -33,8 +33,8 @@ from stages.download.urls import parse
 log = logging.getLogger(__name__)
 
 PIECE_ROWS, PIECE_BYTES, PIECE_S = 64, 16_000_000, 0.2
-# Thousands of requests under way are thousands of young objects that live: at Python's own thresholds the collector took a third
-# of the CPU (0.43 ms a request instead of 0.33, benchmarks/download_latency.py).
+# Thousands of requests under way are thousands of young objects that live: at Python's own thresholds the collector took a sixth
+# of the CPU (0.42 to 0.46 ms a request instead of 0.36, benchmarks/download_latency.py).
 COLLECT_AFTER = (10_000, 20, 10)
 # Times the window: URLs of all streams that wait for their turn at once, 4 KB each. With few of them hosts that hang or are at their limit
 # fill all places, and those behind them in the list begin late: 20,000 rows with 5 % of hosts hanging took 33 to 43 s with 4 and 26 to 32

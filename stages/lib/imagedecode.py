@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,8 +42,6 @@ MARGIN = 2.0
 MAX_SCANS = 64
 """Scans of a progressive JPEG; each costs a pass over all pixels and may be a few bytes long. Encoders write at most about ten."""
 
-HELD, HELD_BYTES = threading.local(), 8 << 20
-
 
 class Refused(Exception):  # noqa: N818 - it is a verdict
     """Why a picture is not taken; here `reason` is `truncated`, `undecodable` or `unsupported_format`, `detail` the decoder's words."""
@@ -68,8 +65,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels` (height, width, 3) uint8 sRGB, upright; fewer than the picture's `width` x `height` if it was reduced. Good until the
-    same thread decodes its next picture.
+    """`pixels` (height, width, 3) uint8 sRGB, upright; fewer than the picture's `width` x `height` if it was reduced.
 
     `exif` is JSON; `plain`: these pixels are the file's own, one frame, in three channels, without turning, blending or conversion.
     `factor`: by what each side was reduced. Where it does not divide a side, the last pixel of that side stands for less than a whole one,
@@ -179,7 +175,7 @@ def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, in
         raise Refused("undecodable", f"{scans} scans > {MAX_SCANS}")
     least = (-(-head.width // factor), -(-head.height // factor)) if factor > 1 else (0, 0)
     try:
-        pixels = simplejpeg.decode_jpeg(head.body, "RGB", min_width=least[0], min_height=least[1], buffer=_buffer(head, factor))
+        pixels = simplejpeg.decode_jpeg(head.body, "RGB", min_width=least[0], min_height=least[1])
     except ValueError as err:
         if "subsampling" not in str(err):
             raise
@@ -190,16 +186,6 @@ def _decode_jpeg(head: Header, image: ImageFile.ImageFile, wanted: tuple[int, in
     if profile and (seen := _through_profile(image.mode, pixels, profile)) is not None:
         pixels, plain = seen, False
     return Decoded(turned(pixels, orientation), *_upright(head, orientation), orientation, tags, plain, factor)
-
-
-def _buffer(head: Header, factor: int) -> bytearray | None:
-    """This thread's memory for one picture's pixels, None for a large picture's. Fresh memory would cost a page fault every 4 KB."""
-    if head.width * head.height * 3 // factor**2 > HELD_BYTES * 3 // 4:
-        return None
-    if not hasattr(HELD, "pixels"):
-        HELD.pixels = bytearray(HELD_BYTES)
-    held: bytearray = HELD.pixels
-    return held
 
 
 def _through_profile(mode: str, pixels: np.ndarray, profile: bytes) -> np.ndarray | None:

@@ -7,13 +7,9 @@ averaged before LANCZOS, so that a few bits may differ from imagehash's.
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 from PIL import Image
 
-HELD = threading.local()
-HELD_BYTES = 4 << 20
 ALGORITHM = "imagehash.phash-8"
 ENOUGH = 96
 """Pixels of the shorter side, three for each grey level: a picture averaged down to as much has the same hash, but for a few bits."""
@@ -25,19 +21,8 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
     """`pixels` (height, width, 3) uint8 RGB as 32 x 32 uint8 grey levels."""
     import cv2  # its grey is Pillow's but for roundings, at half the time and a third of the memory
 
-    height, width = pixels.shape[:2]
-    grey = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY, dst=_room(height * width).reshape(height, width)))
+    grey = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
     return np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=3.0))
-
-
-def _room(size: int) -> np.ndarray:
-    """uint8[size] of this thread's memory, its own for large pictures. Fresh memory would cost a page fault every 4 KB."""
-    if size > HELD_BYTES:
-        return np.empty(size, np.uint8)
-    if not hasattr(HELD, "grey"):
-        HELD.grey = np.empty(HELD_BYTES, np.uint8)
-    held: np.ndarray = HELD.grey[:size]
-    return held
 
 
 def flat(greys: np.ndarray) -> np.ndarray:
