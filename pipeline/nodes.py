@@ -37,15 +37,15 @@ def check_room(works: Sequence[Work]) -> None:
 
 
 def fitting(needs: Resources) -> int:
-    """How many workers with these needs have room at once on all nodes, of several nodes also when the largest leaves: Ray begins a lost
-    worker elsewhere, and the jobs that it had in hand wait for that, so with no room left they would wait until the others are through.
+    """How many workers with these needs have room at once on all nodes, of several nodes also when the largest leaves, but half at least:
+    Ray begins a lost worker elsewhere, and the jobs that it had in hand wait for that, with no room left until the others are through.
     """
     import ray
 
     need = {name: amount for name, amount in _need(needs).items() if amount}
     rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fits = [min((int(room.get(name, 0) / amount + 1e-6) for name, amount in need.items()), default=1) for room in rooms]
-    return max(sum(fits) - max(fits), 1) if sum(map(bool, fits)) > 1 else sum(fits)
+    return max(sum(fits) - max(fits), sum(fits) // 2) if sum(map(bool, fits)) > 1 else sum(fits)
 
 
 def _need(needs: Resources) -> dict[str, float]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +96,7 @@ def pool_size(stages: list[Stage], cpus: int, most: int, beside: bool) -> tuple[
     """
     large = any(stage.resources.memory > LARGE for stage in stages)
     workers = together(stages).concurrency or max(1, min(cpus // 2 if large or beside else cpus, most))
-    return workers, 1 if large else min(4, -(-cpus // workers))
+    return workers, 1 if large else min(4, max(1, round(cpus / workers)))
 
 
 def retries(store: Store, pool_key: str) -> list[dict[str, Any]]:
@@ -251,6 +253,8 @@ class FetchWork:
             stage.open()
         self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
         self.small = threading.Lock()
+        self.at_work = Counter[str]()  # parts with batches in threads: changed by those threads, in `lock`
+        self.lock, self.ended = threading.Lock(), time.monotonic()  # when last such a batch ended
 
     async def run(self, job: Job, careful: bool) -> Done:
         if job["pool"] is None:
@@ -271,11 +275,12 @@ class FetchWork:
         return {"rows": len(todo), "kept": kept, "timings": as_dict(timings)}
 
     async def _patient(self, mark: Mark) -> None:
-        """A part goes on while any request of its worker ends, or none is under way since others have its hosts' turns: of a list of one
-        host the second part gets nothing before the first has all, however long that takes."""
+        """A part that waits for its turn, behind other parts of its worker, goes on with them: for a host (of a list of one host the second
+        part gets nothing before the first has all) or for a thread. One with a batch in a thread is judged by that batch alone."""
         while True:
             await asyncio.sleep(BEAT_S)
-            mark.since = max(mark.since, getattr(self.stages[0], "stirred", mark.since))
+            if not self.at_work[mark.part]:
+                mark.since = max(mark.since, self.stages[0].stirred, self.ended)  # type: ignore[attr-defined]
 
     def _commit(self, job: Job, made: Spill) -> int:
         """Writes the pool file, its rows in order; returns how many are kept."""
@@ -304,7 +309,16 @@ class FetchWork:
         bodies = batch["body"] if "body" in batch.column_names else None  # null for rows that were dropped
         small = bodies is not None and bodies.nbytes < SMALL * (len(bodies) - bodies.null_count)
         with self.small if small else contextlib.nullcontext():
-            self._rest(batch, part, careful, timings, made)
+            self._count(part, 1)
+            try:
+                self._rest(batch, part, careful, timings, made)
+            finally:
+                self._count(part, -1)
+
+    def _count(self, part: str, batches: int) -> None:
+        with self.lock:
+            self.at_work[part] += batches
+            self.ended = time.monotonic() if batches < 0 else self.ended
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
         """The later stages; then what the download holds beside the table for these rows (files) is given back.

@@ -107,6 +107,8 @@ class HostBudget:
             if per_second is not None:
                 state.next_at = at + given * step
             state.asking.pop(worker, None)
+            if state.first == worker:
+                state.turned, state.first = now, None
         if given < n:
             state.asking[worker] = now  # who was given nothing keeps its place in the line
         return given
@@ -149,9 +151,7 @@ def _fair(state: _Host, worker: str, concurrency: int, free: int, now: float) ->
     others = len(state.asking) - (worker in state.asking)
     if not others:
         return free
-    if state.first == worker and free > 0:
-        state.turned, state.first = now, None
-    elif state.first is not None and state.first != worker:
+    if state.first is not None and state.first != worker:
         free -= 1
     # Its share and no more: permits that come back go to those who have fewer, else one worker, which asks more often while it
     # is granted, would hold all of a host's places while it waits for memory, and the others would have nothing to do.
@@ -251,8 +251,9 @@ class Leases:
             self.returned.update(back)
             self._fail(TransientError(f"the run's limits per host cannot be asked: {type(err).__name__}: {err}"))
             granted = {}
-        if not self.held:
-            self.stirred = self.loop.time()  # nothing is under way, and whoever keeps the limits lives: others have the turn
+        else:
+            if not self.held:
+                self.stirred = self.loop.time()  # nothing is under way, and whoever keeps the limits lives: others have the turn
         used = sum(self._hand_out(host, n) for host, n in granted.items())
         self.free += asked - used
         return bool(asked) and not used

@@ -65,7 +65,7 @@ def test_of_several_nodes_one_may_leave_and_its_workers_have_room_elsewhere(monk
         monkeypatch.setattr(ray, "nodes", lambda: [*found, {"Alive": False, "Resources": {"CPU": 99.0, "memory": 2.0**50}}])
 
     one = Resources(cpus=1, memory=1 << 30)
-    for cpus, workers in (((4,), 4), ((0, 4), 4), ((4, 4), 4), ((0, 2, 8, 4), 6), ((1, 1, 1), 2), ((1, 0), 1), ((0,), 0)):
+    for cpus, workers in (((4,), 4), ((0, 4), 4), ((4, 4), 4), ((0, 2, 8, 4), 7), ((2, 64), 33), ((1, 1, 1), 2), ((1, 0), 1), ((0,), 0)):
         nodes(*cpus)
         assert fitting(one) == workers, cpus
     nodes(2)
@@ -80,7 +80,7 @@ def test_of_several_nodes_one_may_leave_and_its_workers_have_room_elsewhere(monk
         (2, 1, False, Hostile, (1, 2)),  # one part to do, or memory for one: its threads take the CPUs
         (16, 99, False, Hostile, (16, 1)),
         (16, 6, False, Hostile, (6, 3)),
-        (256, 240, False, Hostile, (240, 2)),  # of 16 nodes room for the workers of one
+        (256, 240, False, Hostile, (240, 1)),  # of 16 nodes room for the workers of one
         (16, 1, False, Hostile, (1, 4)),
         (16, 99, True, Hostile, (8, 2)),  # scores are computed at the same time
         (16, 99, False, Wide, (3, 1)),  # a stage that asks for much memory, and for a concurrency of its own
