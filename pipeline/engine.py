@@ -32,8 +32,8 @@ log = logging.getLogger("shardmill")
 
 REACH_S = 10.0  # how long a cluster's head may take to answer
 START_S = 60.0  # how long worker processes may take to start, besides run.stall_s
-# glibc's malloc in workers: what is larger than 8 MB, and free memory at the heap's end beyond 16 MB, go back to the system at once. Without fixed
-# thresholds it learns to keep them (up to 32 MB each, an arena a thread), and a worker's memory grows with the run
+# glibc's malloc in workers: what is larger than 8 MB, and free memory at the heap's end beyond 16 MB, go back to the system at once.
+# Without fixed thresholds it learns to keep them (up to 32 MB each, an arena a thread), and a worker's memory grows with the run
 # (tests/acceptance/memory.py); with lower ones every picture's pixels are fresh pages, 6 to 20 % more CPU (docs/performance.md).
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),

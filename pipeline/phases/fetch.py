@@ -252,9 +252,8 @@ class FetchWork:
         for stage in self.stages:
             stage.open()
         self.executor = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
-        self.small = threading.Lock()
-        self.at_work = Counter[str]()  # parts with batches in threads: changed by those threads, in `lock`
-        self.lock, self.ended = threading.Lock(), time.monotonic()  # when last such a batch ended
+        self.small, self.lock = threading.Lock(), threading.Lock()
+        self.at_work, self.stirred = Counter[str](), time.monotonic()  # parts with batches in threads; when last one began or ended
 
     async def run(self, job: Job, careful: bool) -> Done:
         if job["pool"] is None:
@@ -263,8 +262,7 @@ class FetchWork:
             self.stages[0].lease_call = self.lease_call  # type: ignore[attr-defined]
         loop = asyncio.get_running_loop()
         todo = await loop.run_in_executor(self.executor, self.store.read_table, job["pool"]["todo"])
-        timings: dict[str, Timing] = {}
-        made = Spill()
+        timings, made = dict[str, Timing](), Spill()
         with HEART.at(job["id"], self.stages[0].name, len(todo), timings, own_thread=False) as mark:
             watching = loop.create_task(self._patient(mark))
             try:
@@ -280,16 +278,15 @@ class FetchWork:
         while True:
             await asyncio.sleep(BEAT_S)
             if not self.at_work[mark.part]:
-                mark.since = max(mark.since, self.stages[0].stirred, self.ended)  # type: ignore[attr-defined]
+                mark.since = max(mark.since, self.stages[0].stirred, self.stirred)  # type: ignore[attr-defined]
 
     def _commit(self, job: Job, made: Spill) -> int:
         """Writes the pool file, its rows in order; returns how many are kept."""
         with HEART.at(job["id"], f"{self.name} (writing)", 0) as mark:
             fates = made.columns(["row", "fate", "detail"])
             check_errors(fates, self.max_error_share, job["id"])
-            places = np.argsort(fates["row"].to_numpy(), kind="stable")
-            slices = (table.drop_columns(["row"]) for table in made.slices(places))
-            self.store.write_tables(job["pool"]["out"], slices, mark.goes_on)
+            in_order = made.slices(np.argsort(fates["row"].to_numpy(), kind="stable"))
+            self.store.write_tables(job["pool"]["out"], (table.drop_columns(["row"]) for table in in_order), mark.goes_on)
         return frame.kept(fates)
 
     async def _all(self, mark: Mark, todo: pa.Table, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
@@ -318,7 +315,7 @@ class FetchWork:
     def _count(self, part: str, batches: int) -> None:
         with self.lock:
             self.at_work[part] += batches
-            self.ended = time.monotonic() if batches < 0 else self.ended
+            self.stirred = time.monotonic()
 
     def _rest(self, batch: pa.Table, part: str, careful: bool, timings: dict[str, Timing], made: Spill) -> None:
         """The later stages; then what the download holds beside the table for these rows (files) is given back.
@@ -370,9 +367,8 @@ class ScoreWork:
         return await asyncio.get_running_loop().run_in_executor(self.executor, self._score, job, careful)
 
     def _score(self, job: Job, careful: bool) -> Done:
-        todo = self.store.read_table(job["scores"]["todo"])
         own = job["pool"]["out"] if job["pool"] else ""
-        todo, images, places = self._with_images(todo, own)
+        todo, images, places = self._with_images(self.store.read_table(job["scores"]["todo"]), own)
         timings: dict[str, Timing] = {}
         names = stored_schema(self.stages, "pair_id", "fetch_id").names
         pieces = []
