@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -31,7 +32,10 @@ def s3() -> Iterator[dict[str, Any]]:
 
 def table(first: int) -> pa.Table:
     schema = SCHEMA.append(pa.field("image", pa.large_binary()))
-    return pa.table({"row": range(first, first + 1000), "image": [b"x" * 1000] * 1000}, schema=schema)
+    bodies = np.random.default_rng(first).bytes(1_000_000)  # as pictures, they cannot be compressed
+    return pa.table(
+        {"row": range(first, first + 1000), "image": [bodies[at : at + 1000] for at in range(0, 1_000_000, 1000)]}, schema=schema
+    )
 
 
 def test_duckdb_asks_once_for_each_files_size_and_reads_what_was_written_anew(s3: dict[str, Any]) -> None:
@@ -44,7 +48,7 @@ def test_duckdb_asks_once_for_each_files_size_and_reads_what_was_written_anew(s3
             for _ in range(5):
                 assert con.execute("SELECT count(DISTINCT a.row) FROM rows a JOIN rows b USING (row)").fetchall() == [(2000,)]
         assert asked["HEAD"] == 2
-        assert asked["GET"] <= 50  # a self join of two files, five times: footers and columns by ranges
+        assert asked["GET"] <= 90  # a self join of two files, five times: footers and columns by ranges
         store.write_table(PATHS[1], table(0))
         assert con.execute("SELECT count(DISTINCT row) FROM rows").fetchall() == [(1000,)]
 
