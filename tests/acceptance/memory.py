@@ -1,9 +1,9 @@
 """Peak memory of a whole run: `python tests/acceptance/memory.py [ROWS ...]` (default 2000 20000).
 
-Parts of 500 rows, one row in a hundred an image of about 20 MB. Every 0.2 s the proportional set sizes (PSS) of all processes of
-the run are summed, shared memory (Ray's object store, in /dev/shm) apart. The peak must be flat within 10 %, from the shortest
-to the longest list and within the longest run after its first 1,000 rows, and the bytes through the driver (the lines of JSON
-in and out) under 1 KB a row. Exit code 1 where a bound is missed.
+Parts of 250 rows, so that 2,000 fill all hands of two workers, one row in a hundred an image of about 20 MB. Every 0.2 s the
+proportional set sizes (PSS) of all processes of the run are summed, shared memory (Ray's object store, in /dev/shm) apart. The peak must
+be flat within 10 %, from the shortest to the longest list and within the longest run after its first 1,000 rows, and the bytes through the
+driver (the lines of JSON in and out) under 1 KB a row. Exit code 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.support.corpus import caption, command, picture, write_config, write_list
 from tests.support.server import Server
 
-BIG_EVERY, PART, EARLY = 100, 500, 1000
+BIG_EVERY, PART, EARLY = 100, 250, 1000
 
 
 @dataclass
